@@ -1,0 +1,205 @@
+"""Typed events and status records, and the hub that hands events to listeners.
+
+Events are frozen dataclasses: one callback receives them all and tells them apart by class. No
+event and no status carries a token.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = [
+    "ConnectionClosed",
+    "ConnectionOpened",
+    "ConnectionReplaced",
+    "ConnectionState",
+    "ConnectionStatus",
+    "Event",
+    "EventCallback",
+    "EventHub",
+    "Reauthenticated",
+    "ReauthenticationFailed",
+    "RefreshFailed",
+    "TokenPublished",
+    "TokenState",
+    "TokenStateChanged",
+    "TokenStatus",
+]
+
+logger = logging.getLogger("aioentra_redis.events")
+
+
+class TokenState(enum.Enum):
+    """Where a token source is in its life; the transitions are a table in ``_source.py``."""
+
+    STARTING = "starting"
+    FRESH = "fresh"
+    DUE = "due"
+    DEGRADED = "degraded"
+    EXPIRED = "expired"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+class ConnectionState(enum.Enum):
+    """Where a connection is with regard to its token; the table is in ``_multiplex/_reauth.py``."""
+
+    AUTHENTICATED = "authenticated"
+    REAUTHENTICATING = "reauthenticating"
+    STALE = "stale"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base class of all events."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPublished(Event):
+    """A newer token is out; ``expires_on`` is in seconds since the epoch, durations in seconds."""
+
+    source: str
+    version: int
+    oid: str
+    expires_on: float
+    lifetime: float
+    acquired_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshFailed(Event):
+    """A burst of attempts to renew the token failed; the next one is scheduled.
+
+    It is published to the subscribers as well, as a value: it never hides a token.
+    """
+
+    source: str
+    error: Exception
+    attempts: int
+    next_attempt_in: float
+    state: TokenState
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStateChanged(Event):
+    """The token source moved from one state to another."""
+
+    source: str
+    old: TokenState
+    new: TokenState
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOpened(Event):
+    """A connection has signed in; ``token_version`` is None where no token source is used."""
+
+    connection: str
+    host: str
+    token_version: int | None
+    connect_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed(Event):
+    """A connection has ended; ``error`` is None if we closed it."""
+
+    connection: str
+    host: str
+    error: Exception | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionReplaced(Event):
+    """A new, authenticated connection took over from another one, which drains."""
+
+    old: str
+    new: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reauthenticated(Event):
+    """The server accepted a newer token on a living connection."""
+
+    connection: str
+    host: str
+    token_version: int
+    latency: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReauthenticationFailed(Event):
+    """The server refused a newer token on a living connection, or has not answered yet."""
+
+    connection: str
+    host: str
+    token_version: int
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStatus:
+    """A snapshot of a token source; times in seconds since the epoch, durations in seconds."""
+
+    state: TokenState
+    version: int
+    oid: str | None
+    expires_on: float | None
+    remaining: float | None
+    next_attempt_in: float | None
+    consecutive_failures: int
+    last_error: Exception | None
+    acquisitions: int
+    published: int
+    acquiring_for: float | None
+    """How long the acquisition under way has been running, None when there is none."""
+    hung_call: bool
+    """A synchronous credential's call outlived its deadline and still occupies its thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatus:
+    """One row of the ledger: what a connection holds and how its last AUTH went."""
+
+    connection: str
+    host: str
+    state: ConnectionState
+    token_version: int | None
+    token_expires_on: float | None
+    last_auth_at: float | None
+    last_auth_latency: float | None
+    in_flight: int
+    reauthentications: int
+
+
+EventCallback = Callable[[Event], None]
+
+
+class EventHub:
+    """Hands each event to every listener, at once and in order; a listener's error is logged."""
+
+    def __init__(self) -> None:
+        self._listeners: list[EventCallback] = []
+
+    def listen(self, callback: EventCallback) -> Callable[[], None]:
+        """Call ``callback`` for every event from now on; returns a function that ends it."""
+        self._listeners.append(callback)
+
+        def stop() -> None:
+            if callback in self._listeners:
+                self._listeners.remove(callback)
+
+        return stop
+
+    def emit(self, event: Event) -> None:
+        """Deliver ``event``; never raises."""
+        for callback in tuple(self._listeners):
+            try:
+                callback(event)
+            except Exception:
+                logger.exception("an event listener raised for %s", type(event).__name__)
