@@ -162,7 +162,7 @@ async def leak_check(request: pytest.FixtureRequest) -> AsyncIterator[None]:
     before = frozenset({task} if task else ())
     yield
     deadline = loop.time() + GRACE
-    while (left := leaks(before)) and loop.time() < deadline:
+    while (left := leaks(before)) and loop.time() < deadline:  # noqa: ASYNC110 - nothing tells
         await asyncio.sleep(0.005)
     if left:
         # They would otherwise fail the next test that happens to collect garbage.
