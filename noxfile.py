@@ -138,7 +138,7 @@ def bench(session: nox.Session) -> None:
 def build(session: nox.Session) -> None:
     """Build the sdist and from it the wheel, then try the wheel in an empty environment."""
     session.install(*CONSTRAINTS, "build")
-    tmp = Path(session.create_tmp())
+    tmp = Path(session.create_tmp()).absolute()
     dist = tmp / "dist"
     for old in dist.glob("*"):
         old.unlink()
