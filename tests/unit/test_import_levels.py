@@ -17,7 +17,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(level.split())
     for level in (
         "errors",
-        "_events _redaction",
+        "_events _lifecycle _redaction",
         "_token _schedule _broadcast _options _multiplex._engine _multiplex._routing",
         "_credentials",
         "_source",
