@@ -1,0 +1,493 @@
+"""The life of a token source: one supervised task that gets tokens and publishes the newer ones.
+
+Read it downwards: the states, then the task (start, wait, attempt), then what it does with a
+newer token, with the same token and with a failure, and last how it ends. The task knows nothing
+of the :class:`~aioentra_redis.TokenSource` in front of it, so a source that is dropped without
+being closed can be collected, and ends its task by that.
+
+Acquisitions happen in this task only, so there is never more than one, and nobody who waits for a
+token can cancel it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from types import MappingProxyType
+
+from . import _schedule as schedule
+from ._acquirer import Acquirer
+from ._broadcast import Broadcast
+from ._events import (
+    EventHub,
+    RefreshFailed,
+    TokenPublished,
+    TokenState,
+    TokenStateChanged,
+    TokenStatus,
+)
+from ._redaction import again, without_tracebacks
+from ._token import Token, resources_of
+from .errors import (
+    ClosedError,
+    IdentityChangedError,
+    TokenAcquisitionError,
+    TokenError,
+    TokenExpiredError,
+)
+
+__all__ = ["TRANSITIONS", "Refresher"]
+
+logger = logging.getLogger("aioentra_redis.source")
+
+S = TokenState
+TRANSITIONS = MappingProxyType(
+    {
+        S.STARTING: {
+            S.FRESH,  # the first token
+            S.FAILED,  # start gives up; a later start may try again
+            S.CLOSED,
+        },
+        S.FRESH: {
+            S.DUE,  # the planned renewal time has come
+            S.EXPIRED,  # the wall clock passed the expiry at once: suspended, or stepped
+            S.CLOSED,
+        },
+        S.DUE: {
+            S.FRESH,  # a newer token was published
+            S.DEGRADED,  # a burst failed, the current token is still valid
+            S.EXPIRED,
+            S.CLOSED,
+        },
+        S.DEGRADED: {S.FRESH, S.EXPIRED, S.CLOSED},
+        S.EXPIRED: {
+            S.FRESH,
+            S.DUE,  # the wall clock was stepped back: the token is valid after all
+            S.CLOSED,
+        },
+        S.FAILED: {S.STARTING, S.CLOSED},
+        S.CLOSED: frozenset[TokenState](),  # final
+    }
+)
+_HOLDS_VALID_TOKEN = frozenset({S.FRESH, S.DUE, S.DEGRADED})
+
+CLOSE_TIMEOUT = 10.0
+"""Seconds that closing may take as a whole."""
+
+
+class Refresher:
+    """Keeps a token fresh from :meth:`launch` to :meth:`aclose`; one event loop, no threads."""
+
+    def __init__(
+        self,
+        acquirer: Acquirer,
+        *,
+        name: str,
+        scopes: tuple[str, ...],
+        username: str | None,
+        config: schedule.TokenRefreshConfig,
+        clock: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.config = config
+        self.hub = EventHub()
+        self.broadcast = Broadcast()
+        self.state = S.STARTING
+        self.start_error: TokenError | None = None
+        self.last_error: TokenError | None = None
+        self.failed_at = 0.0
+        """When the start gave up, in loop time."""
+        self.task: asyncio.Task[None] | None = None
+        self.closing: asyncio.Task[None] | None = None
+        """Closing on behalf of a source that was collected."""
+        self.subject = acquirer.subject
+        self._acquirer = acquirer
+        self._resources = resources_of(scopes)
+        self._username = username
+        self._clock = clock
+        self._oid: str | None = None
+        self._tenant: str | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._wake: asyncio.Event = asyncio.Event()
+        self._demand = False
+        self._next_at: float | None = None
+        """Loop time of the next attempt; None while the plan in wall time holds."""
+        self._not_before = 0.0
+        """Loop time before which no attempt starts: the provider's Retry-After."""
+        self._attempt_at: float | None = None
+        self._last_attempt_at = 0.0
+        self._burst_failures = 0
+        self._failures = 0
+        self._acquisitions = 0
+        self._published = 0
+        self._warned = False
+
+    # ------------------------------------------------------------------------------- the state
+
+    def _set_state(self, new: TokenState) -> None:
+        """Change the state: the only place that does."""
+        old = self.state
+        if new is old:
+            return
+        if new not in TRANSITIONS[old]:
+            raise AssertionError(f"a token source can't go from {old.name} to {new.name}")
+        self.state = new
+        level = logging.WARNING if new in (S.DEGRADED, S.EXPIRED, S.FAILED) else logging.INFO
+        logger.log(level, "%s: %s -> %s", self.name, old.name, new.name)
+        self.hub.emit(TokenStateChanged(source=self.name, old=old, new=new))
+
+    def observe(self) -> None:
+        """Compare the token's expiry with the wall clock, and follow it."""
+        token = self.broadcast.current
+        if token is None:
+            return
+        expired = self._clock() >= token.expires_on
+        if expired and self.state in _HOLDS_VALID_TOKEN:
+            self._set_state(S.EXPIRED)
+            self.demand()
+        elif not expired and self.state is S.EXPIRED:
+            self._set_state(S.DUE)
+
+    def demand(self) -> None:
+        """Somebody needs a token and there is none: attempt as soon as is decent."""
+        self._demand = True
+        self._wake.set()
+
+    # -------------------------------------------------------------------------------- the task
+
+    def launch(self) -> None:
+        """Start the task in the running loop, if it does not run; also after a failed start."""
+        if self.task is not None and not self.task.done():
+            return
+        self._set_state(S.STARTING)
+        self.start_error = None
+        self._started = asyncio.get_running_loop().create_future()
+        self.task = asyncio.create_task(self._run(), name=f"{self.name} refresh")
+
+    async def started(self) -> None:
+        """Wait until the start has ended, well or not; cancelling the wait changes nothing."""
+        if self._started is not None:
+            await asyncio.shield(self._started)
+
+    async def _run(self) -> None:
+        try:
+            if not await self._start():
+                return
+            while True:
+                await self._wait()
+                try:
+                    await self._renew()
+                except Exception as error:
+                    logger.exception("%s: unexpected error, trying again later", self.name)
+                    self._failed(TokenAcquisitionError(f"internal error: {error}"))
+        finally:
+            if self.state is S.STARTING:  # cancelled while starting
+                self._settle_start()
+
+    async def _start(self) -> bool:
+        """One burst for the first token. False if it gave up, with everything released again."""
+        retry = self.config.retry
+        for attempt in range(1, retry.max_attempts + 1):
+            try:
+                token = await self._attempt()
+            except TokenError as error:
+                self._failures += 1
+                self.last_error = failure = error
+                logger.info("%s: attempt %d to start failed: %s", self.name, attempt, error)
+                if not _worth_retrying(error) or attempt == retry.max_attempts:
+                    break
+                wait = _retry_after(error)
+                if wait is not None and wait > retry.max_delay:
+                    break  # start() answers soon, if only to say so
+                await asyncio.sleep(schedule.polite(schedule.retry_delay(attempt, retry), wait))
+            else:
+                assert token is not None  # there is nothing yet that it could equal
+                self._publish(token)
+                self._settle_start()
+                await self._acquirer.settle(accepted=True)
+                return True
+        await self._acquirer.release()
+        self.start_error = failure
+        self.failed_at = self._now()
+        self._set_state(S.FAILED)
+        self._settle_start()
+        return False
+
+    def _settle_start(self) -> None:
+        if self._started is not None and not self._started.done():
+            self._started.set_result(None)
+
+    async def _wait(self) -> None:
+        """Return when the next attempt is due, having followed the wall clock meanwhile."""
+        while True:
+            self._wake.clear()
+            self.observe()
+            delay = self._delay()
+            if delay <= 0:
+                if self.state is S.FRESH:
+                    self._set_state(S.DUE)
+                return
+            token = self.broadcast.current
+            if token is not None and self.state in _HOLDS_VALID_TOKEN:
+                delay = min(delay, max(0.0, token.expires_on - self._clock()))
+            # A zero would spin where the clock's resolution is coarse.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(max(delay, 0.001), schedule.MAX_SLEEP)):
+                    await self._wake.wait()
+
+    def _delay(self) -> float:
+        """Seconds until the next attempt, by the wall clock where there is a plan."""
+        now = self._now()
+        token = self.broadcast.current
+        if self._next_at is not None:
+            delay = self._next_at - now
+        elif self.state is S.FRESH and token is not None:
+            delay = schedule.renewal_start(token, self._ratio) - self._clock()
+        else:
+            delay = 0.0
+        if self.state is S.EXPIRED and self._demand:
+            delay = min(delay, self._last_attempt_at + schedule.EXPIRED_INTERVAL - now)
+        return max(delay, self._not_before - now)
+
+    async def _attempt(self) -> Token | None:
+        """Ask for a token. None if it is no news; raises :exc:`TokenError` on failure."""
+        self._demand = False
+        self._acquisitions += 1
+        self._attempt_at = self._last_attempt_at = self._now()
+        accepted = False
+        try:
+            fetched = await self._acquirer.acquire(self.config.request_timeout)
+            token = Token.read(
+                fetched.secret,
+                expires_on=fetched.expires_on,
+                refresh_on=fetched.refresh_on,
+                now=self._clock(),
+                version=self._published + 1,
+                resources=self._resources,
+                username=self._username,
+            )
+            accepted = self._is_news(token)
+            if not accepted:
+                self._unchanged(token)
+            return token if accepted else None
+        except TokenError as error:
+            raise without_tracebacks(error)  # noqa: B904 - it is the same exception
+        finally:
+            self._attempt_at = None
+            if not accepted:
+                await self._acquirer.settle(accepted=False)
+
+    async def _renew(self) -> None:
+        """One attempt to renew, and what follows from its outcome."""
+        try:
+            token = await self._attempt()
+        except TokenError as error:
+            self._failed(error)
+            return
+        if token is not None:
+            self._publish(token)
+            await self._acquirer.settle(accepted=True)
+
+    # ---------------------------------------------------------------------------- the outcomes
+
+    def _is_news(self, token: Token) -> bool:
+        """Whether ``token`` should replace the current one. Raises for another identity's.
+
+        A chain credential can fall through to another identity, which would change who writes
+        to the cache without anybody noticing.
+        """
+        current = self.broadcast.current
+        if current is None:
+            return True
+        changed_tenant = None not in (token.tenant_id, self._tenant) and (
+            token.tenant_id != self._tenant
+        )
+        if token.oid != self._oid or changed_tenant:
+            raise IdentityChangedError(
+                f"{self._acquirer.subject} returned a token of oid {token.oid}, tenant"
+                f" {token.tenant_id}, but this source signs in as oid {self._oid}, tenant"
+                f" {self._tenant}; it was not used. A chain credential has probably fallen through"
+                " to another of its members: name the one credential that you mean."
+            )
+        return token != current and token.expires_on > current.expires_on
+
+    def _publish(self, token: Token) -> None:
+        """Make ``token`` the current one."""
+        acquired_in = self._now() - self._last_attempt_at
+        self._oid = token.oid
+        self._tenant = self._tenant or token.tenant_id
+        self._published = token.version
+        self._burst_failures = self._failures = 0
+        self._next_at = None
+        self._not_before = 0.0
+        self.last_error = self.start_error = None
+        self.broadcast.publish(token)
+        self._set_state(S.FRESH)
+        self._warn_if_short_lived(token)
+        self.hub.emit(
+            TokenPublished(
+                source=self.name,
+                version=token.version,
+                oid=token.oid or token.username,
+                expires_on=token.expires_on,
+                lifetime=token.lifetime,
+                acquired_in=acquired_in,
+            )
+        )
+
+    def _unchanged(self, token: Token) -> None:
+        """The credential had nothing newer: publish nothing and ask again later."""
+        current = self.broadcast.current
+        assert current is not None
+        now = self._clock()
+        delay = schedule.unchanged_delay(current, now)
+        if token.refresh_on is not None and token.refresh_on < schedule.reauth_deadline(current):
+            # The platform returned its cached token with a later time to ask again.
+            delay = max(delay, token.refresh_on - now)
+        self._next_at = self._now() + delay
+        logger.debug("%s: no newer token yet, asking again in %.1f s", self.name, delay)
+        if now >= schedule.reauth_deadline(current):
+            # Inside its last 300 s azure-identity swallows a failed refresh and returns the old
+            # token, so this is the only sign of a provider that is down.
+            self._burst_over(
+                TokenAcquisitionError(
+                    f"{self._acquirer.subject} keeps returning the same token, which expires in"
+                    f" {current.expires_on - now:.0f} s: its renewals are probably failing. Look"
+                    " for warnings of the logger 'azure.identity'."
+                ),
+                attempts=1,
+            )
+
+    def _failed(self, error: TokenError) -> None:
+        """An attempt failed: plan the next one, and report when the burst is over."""
+        retry = self.config.retry
+        self._failures += 1
+        self._burst_failures += 1
+        self.last_error = error
+        self.observe()
+        over = self._burst_failures >= retry.max_attempts or not _worth_retrying(error)
+        delay = (
+            schedule.burst_delay(retry)
+            if over
+            else schedule.retry_delay(self._burst_failures, retry)
+        )
+        delay = schedule.pressed(delay, self.broadcast.current, self._clock())
+        wait = _retry_after(error)
+        if wait is not None:
+            delay = schedule.polite(delay, wait)
+            self._not_before = self._now() + schedule.polite(0.0, wait)
+        self._next_at = self._now() + delay
+        logger.info("%s: an attempt failed, next in %.1f s: %s", self.name, delay, error)
+        if over:
+            attempts, self._burst_failures = self._burst_failures, 0
+            self._burst_over(error, attempts=attempts)
+
+    def _burst_over(self, error: TokenError, *, attempts: int) -> None:
+        """Tell everybody that renewing failed for now."""
+        self.last_error = error
+        self.observe()
+        if self.state is S.DUE:
+            self._set_state(S.DEGRADED)
+        assert self._next_at is not None
+        failure = RefreshFailed(
+            source=self.name,
+            error=again(error),
+            attempts=attempts,
+            next_attempt_in=max(0.0, self._next_at - self._now()),
+            state=self.state,
+        )
+        self.broadcast.publish_error(failure)
+        self.hub.emit(failure)
+
+    def _warn_if_short_lived(self, token: Token) -> None:
+        short = token.lifetime < schedule.SHORTEST_OBJECT_LIFETIME
+        if short and not self._acquirer.renews_early and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s: tokens live for %.0f s, but a credential object of azure-identity returns its"
+                " cached token for 30 s after each request, so they will expire before they can be"
+                " renewed; use TokenSource.from_credential_factory() for tokens this short",
+                self.name,
+                token.lifetime,
+            )
+
+    # ------------------------------------------------------------------------------ the outside
+
+    def expired_error(self) -> TokenExpiredError:
+        """Return what to raise while there is no valid token, with the last cause."""
+        token = self.broadcast.current
+        assert token is not None
+        ago = self._clock() - token.expires_on
+        why = f"the last attempt failed: {self.last_error}" if self.last_error else "none came yet"
+        error = TokenExpiredError(
+            f"the token of {token.username!r} expired {ago:.0f} s ago and {why} (still trying)"
+        )
+        error.__cause__ = again(self.last_error) if self.last_error else None
+        return error
+
+    def status(self) -> TokenStatus:
+        """Return a snapshot; nothing in it is secret."""
+        if self.state is not S.CLOSED:
+            self.observe()
+        token = self.broadcast.current
+        running = self.task is not None and not self.task.done()
+        return TokenStatus(
+            state=self.state,
+            version=token.version if token else 0,
+            oid=token.oid if token else None,
+            expires_on=token.expires_on if token else None,
+            remaining=max(0.0, token.expires_on - self._clock()) if token else None,
+            next_attempt_in=(
+                max(0.0, self._delay()) if running and token and self._attempt_at is None else None
+            ),
+            consecutive_failures=self._failures,
+            last_error=self.last_error,
+            acquisitions=self._acquisitions,
+            published=self._published,
+            acquiring_for=self._now() - self._attempt_at if self._attempt_at is not None else None,
+            hung_call=self._acquirer.hung,
+        )
+
+    async def aclose(self) -> None:
+        """End the task and close what we made, within :data:`CLOSE_TIMEOUT`; never raises.
+
+        Waiters get :exc:`ClosedError` and subscriptions end before anything is waited for.
+        """
+        self.mark_closed()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                if self.task is not None and not self.task.done():
+                    self.task.cancel()
+                    await asyncio.wait({self.task})
+                await self._acquirer.aclose()
+
+    def mark_closed(self) -> None:
+        """Enter CLOSED, without waiting for anything."""
+        self._set_state(S.CLOSED)
+        self.broadcast.close()
+        self._settle_start()
+        self._wake.set()
+
+    def closed_error(self) -> ClosedError:
+        return ClosedError(
+            f"{self.name} has been closed, which is final: make a new TokenSource to go on"
+        )
+
+    @property
+    def _ratio(self) -> float | None:
+        return self.config.expiration_refresh_ratio if self._acquirer.renews_early else None
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
+
+
+def _worth_retrying(error: TokenError) -> bool:
+    """Whether the same request may succeed within seconds."""
+    return isinstance(error, TokenAcquisitionError) and error.transient
+
+
+def _retry_after(error: TokenError) -> float | None:
+    return error.retry_after if isinstance(error, TokenAcquisitionError) else None

@@ -1,0 +1,222 @@
+"""When to renew, retry and re-authenticate: every lead time of the package, as pure functions.
+
+Times are seconds. A *wall time* counts from the epoch; everything called *delay* is a duration.
+``random`` is a function that returns floats of [0, 1), such as :func:`random.random`.
+
+With L the token's lifetime, this is the order of events before its expiry E::
+
+    issue ........... renewal starts ........ every AUTH answered ........ E
+                      E - min(300 s, L/2)     E - min(180 s, 0.3 L)
+
+* 180 s: Microsoft asks that a connection's new token reach the server at least three minutes
+  before the old one expires ("Use Microsoft Entra ID for cache authentication").
+* 300 s: a credential of azure-identity returns its cached token until then
+  (``azure.identity._constants.DEFAULT_REFRESH_OFFSET``), so asking earlier brings nothing new.
+* 30 s: after any request such a credential returns what it has
+  (``DEFAULT_TOKEN_REFRESH_RETRY_DELAY``), so asking again sooner brings nothing new either.
+* The fractions of L let tokens that live for seconds, as in tests, keep the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import random as _random
+from typing import Protocol
+
+from .errors import ConfigurationError
+
+__all__ = [
+    "EXPIRED_INTERVAL",
+    "MAX_SLEEP",
+    "SHORTEST_OBJECT_LIFETIME",
+    "RetryConfig",
+    "TokenRefreshConfig",
+    "burst_delay",
+    "pressed",
+    "reauth_deadline",
+    "reauth_delay",
+    "renewal_start",
+    "retry_delay",
+    "unchanged_delay",
+]
+
+AUTH_LEAD = 180.0
+AUTH_LEAD_FRACTION = 0.3
+RENEWAL_LEAD = 300.0
+RENEWAL_LEAD_FRACTION = 0.5
+HOLD_OFF = 30.0
+HOLD_OFF_MARGIN = 1.0
+"""azure-identity reads its clock in whole seconds: ask a second later than it says."""
+MAX_SLEEP = 30.0
+"""No sleep is longer: the wall clock may be stepped, and the machine suspended, in between."""
+EXPIRED_INTERVAL = 1.0
+"""Without a valid token, and while somebody asks for one, attempts start this far apart."""
+MIN_DELAY = 0.1
+MIN_RENEWAL_INTERVAL = 1.0
+MAX_RETRY_AFTER = 300.0
+SHORTEST_OBJECT_LIFETIME = 40.0
+"""Tokens that live shorter than this can't be rotated by a credential object: the hold-off."""
+
+Random = Callable[[], float]
+
+
+class Lifetime(Protocol):
+    """What the functions below need of a token."""
+
+    @property
+    def expires_on(self) -> float: ...
+    @property
+    def refresh_on(self) -> float | None: ...
+    @property
+    def issued_on(self) -> float | None: ...
+    @property
+    def first_seen(self) -> float: ...
+    @property
+    def lifetime(self) -> float: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RetryConfig:
+    """How a burst of attempts to get a token is spaced.
+
+    When a burst has failed, its error is published and the next burst is scheduled: renewal never
+    gives up while the source is open. Raises :exc:`ConfigurationError` for unusable values.
+    """
+
+    max_attempts: int = 3
+    """Attempts per burst, at least 1."""
+    initial_delay: float = 0.1
+    """Seconds from the first failed attempt to the second."""
+    max_delay: float = 30.0
+    """No delay exceeds this, jitter included; it is also the pause between bursts, in seconds."""
+    backoff_multiplier: float = 2.0
+    """Each delay is the previous one times this, at least 1."""
+    jitter_percentage: float = 0.1
+    """Random variation of each delay, as a fraction of it: 0.1 is up to 10 % either way."""
+
+    def __post_init__(self) -> None:
+        _require("max_attempts", self.max_attempts, at_least=1)
+        if self.max_attempts != int(self.max_attempts):
+            raise ConfigurationError(f"max_attempts should be an int, not {self.max_attempts!r}")
+        _require("initial_delay", self.initial_delay, at_least=0)
+        _require("max_delay", self.max_delay, at_least=0)
+        _require("backoff_multiplier", self.backoff_multiplier, at_least=1)
+        _require("jitter_percentage", self.jitter_percentage, at_least=0, at_most=1)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRefreshConfig:
+    """When a token is renewed, and how patiently. Raises :exc:`ConfigurationError`."""
+
+    expiration_refresh_ratio: float = 0.8
+    """Fraction of the token's lifetime after which to renew it, above 0 and at most 1.
+
+    It applies to credentials made by a factory (secret, certificate, workload identity,
+    environment): a credential *object* returns its cached token until it sees fit.
+    """
+    request_timeout: float = 10.0
+    """Seconds that one attempt may take."""
+    retry: RetryConfig = field(default_factory=RetryConfig)
+
+    def __post_init__(self) -> None:
+        _require("expiration_refresh_ratio", self.expiration_refresh_ratio, at_least=0, at_most=1)
+        if self.expiration_refresh_ratio == 0:
+            raise ConfigurationError("expiration_refresh_ratio should be above 0: try 0.8")
+        _require("request_timeout", self.request_timeout, at_least=0)
+        if self.request_timeout == 0:
+            raise ConfigurationError("request_timeout should be above 0 seconds: try 10")
+        if not isinstance(self.retry, RetryConfig):
+            raise ConfigurationError(f"retry should be a RetryConfig, not {self.retry!r}")
+
+
+def reauth_deadline(token: Lifetime) -> float:
+    """Wall time by which every connection's AUTH with the *next* token must be answered.
+
+    ``token`` is the one about to expire.
+    """
+    return token.expires_on - min(AUTH_LEAD, AUTH_LEAD_FRACTION * token.lifetime)
+
+
+def reauth_delay(token: Lifetime, now: float, random: Random = _random) -> float:
+    """How long a connection that holds ``token`` waits before it sends AUTH with a newer one.
+
+    Uniform in half of the time left to :func:`reauth_deadline`, zero past it: connections spread
+    out instead of all arriving at once, and the other half remains for slow answers.
+    """
+    return random() * 0.5 * max(0.0, reauth_deadline(token) - now)
+
+
+def renewal_start(token: Lifetime, ratio: float | None = None) -> float:
+    """Wall time at which renewing ``token`` begins.
+
+    ``ratio`` is the refresh ratio for a factory, None for a credential object. Never sooner than
+    a second after the token was got (or half its remaining life): tokens that arrive with little
+    life left must not make the source spin.
+    """
+    start = token.expires_on - min(RENEWAL_LEAD, RENEWAL_LEAD_FRACTION * token.lifetime)
+    if token.refresh_on is not None:
+        start = min(start, token.refresh_on)
+    if ratio is not None:
+        issue = token.issued_on if token.issued_on is not None else token.first_seen
+        start = min(start, issue + ratio * token.lifetime)
+    remaining = max(0.0, token.expires_on - token.first_seen)
+    return max(start, token.first_seen + min(MIN_RENEWAL_INTERVAL, remaining / 2))
+
+
+def retry_delay(attempt: int, retry: RetryConfig, random: Random = _random) -> float:
+    """Seconds to wait after the ``attempt``-th failure (1, 2, ...) of a burst."""
+    try:
+        delay = retry.initial_delay * retry.backoff_multiplier ** (attempt - 1)
+    except OverflowError:
+        delay = math.inf
+    delay = min(delay, retry.max_delay)
+    delay *= 1 + retry.jitter_percentage * (2 * random() - 1)
+    return min(delay, retry.max_delay)
+
+
+def burst_delay(retry: RetryConfig, random: Random = _random) -> float:
+    """Seconds from a failed burst to the next one; never so short that bursts run together."""
+    spread = retry.jitter_percentage * random()
+    return max(retry.max_delay * (1 - spread), retry.initial_delay, MIN_DELAY)
+
+
+def pressed(delay: float, token: Lifetime | None, now: float) -> float:
+    """Shorten ``delay`` to a tenth of the time left to the deadline, but not below 0.1 s.
+
+    The deadline is :func:`reauth_deadline` while that lies ahead, the expiry after it. Past the
+    expiry, and without a token, nothing is left to be in time for and ``delay`` stands.
+    """
+    if token is None or now >= token.expires_on:
+        return delay
+    deadline = reauth_deadline(token)
+    if now >= deadline:
+        deadline = token.expires_on
+    return min(delay, max(MIN_DELAY, (deadline - now) / 10))
+
+
+def unchanged_delay(token: Lifetime, now: float, random: Random = _random) -> float:
+    """Seconds until the next attempt when the credential returned the token we have.
+
+    A little over the SDK's hold-off of 30 s. Where that would end past the deadline it is
+    shortened, but to no less than a second: an answer from a cache is cheap, not free.
+    """
+    delay = HOLD_OFF + HOLD_OFF_MARGIN + random()
+    if now + delay <= reauth_deadline(token):
+        return delay
+    return max(HOLD_OFF_MARGIN, pressed(delay, token, now))
+
+
+def polite(delay: float, retry_after: float | None) -> float:
+    """Lengthen ``delay`` to what the provider asked for, within five minutes."""
+    return delay if retry_after is None else max(delay, min(retry_after, MAX_RETRY_AFTER))
+
+
+def _require(name: str, value: float, *, at_least: float, at_most: float | None = None) -> None:
+    """Raise unless ``value`` is a finite number in the range."""
+    bounds = f"{at_least} or more" if at_most is None else f"between {at_least} and {at_most}"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigurationError(f"{name} should be a number, not {value!r}")
+    if not math.isfinite(value) or value < at_least or (at_most is not None and value > at_most):
+        raise ConfigurationError(f"{name} should be {bounds}, not {value!r}")
