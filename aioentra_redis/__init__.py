@@ -1,3 +1,94 @@
-"""An asyncio Redis client that signs in with Microsoft Entra ID tokens and stays signed in."""
+"""An asyncio Redis client that signs in with Microsoft Entra ID tokens and stays signed in.
+
+``connect`` is the way in. ``EntraRedis`` is the client it returns, a ``redis.asyncio.Redis``;
+``TokenSource`` is where tokens come from, to be shared between clients.
+"""
+
+from ._client import EntraRedis
+from ._cluster import EntraRedisCluster
+from ._connect import connect
+from ._events import (
+    ConnectionClosed,
+    ConnectionOpened,
+    ConnectionReplaced,
+    ConnectionState,
+    ConnectionStatus,
+    Event,
+    Reauthenticated,
+    ReauthenticationFailed,
+    RefreshFailed,
+    TokenPublished,
+    TokenState,
+    TokenStateChanged,
+    TokenStatus,
+)
+from ._schedule import RetryConfig, TokenRefreshConfig
+from ._source import TokenSource
+from ._token import Token
+from .errors import (
+    ClosedError,
+    ClusterModeError,
+    CommandRefusedError,
+    CommandTimeoutError,
+    ConfigurationError,
+    ConnectError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    EntraRedisError,
+    ForkedError,
+    IdentityChangedError,
+    InsecureConnectionError,
+    InvalidTokenError,
+    LifecycleError,
+    MaybeExecutedError,
+    SignInRefusedError,
+    TokenAcquisitionError,
+    TokenError,
+    TokenExpiredError,
+    WrongLoopError,
+)
+
+__all__ = [
+    "ClosedError",
+    "ClusterModeError",
+    "CommandRefusedError",
+    "CommandTimeoutError",
+    "ConfigurationError",
+    "ConnectError",
+    "ConnectTimeoutError",
+    "ConnectionClosed",
+    "ConnectionLostError",
+    "ConnectionOpened",
+    "ConnectionReplaced",
+    "ConnectionState",
+    "ConnectionStatus",
+    "EntraRedis",
+    "EntraRedisCluster",
+    "EntraRedisError",
+    "Event",
+    "ForkedError",
+    "IdentityChangedError",
+    "InsecureConnectionError",
+    "InvalidTokenError",
+    "LifecycleError",
+    "MaybeExecutedError",
+    "Reauthenticated",
+    "ReauthenticationFailed",
+    "RefreshFailed",
+    "RetryConfig",
+    "SignInRefusedError",
+    "Token",
+    "TokenAcquisitionError",
+    "TokenError",
+    "TokenExpiredError",
+    "TokenPublished",
+    "TokenRefreshConfig",
+    "TokenSource",
+    "TokenState",
+    "TokenStateChanged",
+    "TokenStatus",
+    "WrongLoopError",
+    "connect",
+]
 
 __version__ = "0.1.0.dev0"

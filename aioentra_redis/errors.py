@@ -6,7 +6,7 @@
     |-- ConfigurationError (ValueError)          refused before a byte was sent
     |   `-- InsecureConnectionError              TLS weakened, or a token about to travel in clear
     |-- TokenError (redis AuthenticationError)   no usable token
-    |   |-- TokenAcquisitionError                the credential failed; carries the provider's reason
+    |   |-- TokenAcquisitionError                the credential failed, with its reason
     |   |-- InvalidTokenError                    not a JWT, no oid, wrong audience, already expired
     |   |-- IdentityChangedError                 a renewal brought another oid or tenant
     |   `-- TokenExpiredError                    the last token ended and no newer one could be had
@@ -17,7 +17,7 @@
     |   `-- MaybeExecutedError                   ... whose bytes had been written: it may have run
     |-- CommandTimeoutError (redis TimeoutError) no reply within ``socket_timeout``
     |-- CommandRefusedError (redis RedisError)   would break the shared connection
-    |-- ClusterModeError (redis RedisError)      a single-endpoint client met a cluster, or the reverse
+    |-- ClusterModeError (redis RedisError)      the client does not fit the server's mode
     `-- LifecycleError (RuntimeError)
         |-- ClosedError                          used after close
         |-- WrongLoopError                       used from another event loop

@@ -1,0 +1,446 @@
+"""``EntraRedis``: redis-py's asyncio client on one multiplexed connection that stays signed in.
+
+The way of a command: redis-py's method (``get``, ``set``, ...) calls ``execute_command``; the plan
+of that command's name says where it goes; a shared one is submitted to the current session, and
+its reply goes through redis-py's own response callback. Everything that is not the straight way
+(no connection, a full gate, a lost reply, a dedicated connection) is in ``_detour``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Self
+
+import redis.asyncio
+from redis import exceptions as redis_exceptions
+
+from ._events import ConnectionStatus, EventCallback, EventHub
+from ._multiplex._connection import MultiplexedConnection
+from ._multiplex._routing import (
+    Route,
+    command_words,
+    is_read_only,
+    remedy,
+    route,
+    static_route,
+)
+from ._options import check_host_for_plaintext
+from ._redis_py import (
+    EMPTY_RESPONSE,
+    NEVER_DECODE,
+    attach,
+    attached,
+    check_connection_options,
+    command_options,
+    default_to_resp3,
+    pool_endpoint,
+    pool_from_url,
+    retry_delays,
+    run_last_command,
+    server_mode,
+    sign_in_with,
+    signs_in_with,
+)
+from ._source import TokenSource
+from .errors import (
+    ClusterModeError,
+    CommandRefusedError,
+    ConfigurationError,
+    ConnectionLostError,
+    MaybeExecutedError,
+)
+
+__all__ = ["EntraRedis"]
+
+MAX_PLANS: Final = 4096
+"""Command names that plans are kept for; a program that makes up names must not fill memory."""
+
+LOADING_DELAY: Final = 0.1
+"""Seconds until a command is tried again that a server refused because it is loading its data."""
+
+
+class Plan(NamedTuple):
+    """What is known of a command from its name alone, worked out once."""
+
+    shared: bool
+    """It goes on the shared connection, whatever its arguments."""
+    words: tuple[str, ...] | None
+    """The name as separate words, where it holds a space: ``("CONFIG", "GET")``."""
+    callback: Callable[..., Any] | None
+    read_only: bool
+
+
+class EntraRedis(redis.asyncio.Redis):
+    """A ``redis.asyncio.Redis`` that shares one connection and signs in with Entra ID tokens.
+
+    ``token_source`` is a :class:`TokenSource` (yours to close), ``credential`` an azure credential
+    (yours to close, too; the token source around it is ours). With neither, the client signs in
+    exactly as redis-py does: ``username``, ``password``, ``credential_provider``, or not at all.
+
+    Further keywords, times in seconds:
+
+    - ``recovery_timeout`` (30): how long a command waits for a usable connection;
+    - ``close_timeout`` (5): how long ``aclose()`` waits for commands in flight;
+    - ``on_event``: called with every event, see :mod:`aioentra_redis`;
+    - ``allow_plaintext``, ``allow_insecure_tls`` (False): lift a rule about tokens, see the errors
+      that they lift;
+
+    and all of redis-py's, under their own names. The first command connects, and starts a token
+    source of ours. All coroutines of one event loop may use the client at once; another loop or
+    process needs its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        token_source: TokenSource | None = None,
+        credential: Any = None,
+        connection_pool: redis.asyncio.ConnectionPool | None = None,
+        recovery_timeout: float = 30.0,
+        close_timeout: float = 5.0,
+        on_event: EventCallback | None = None,
+        allow_plaintext: bool = False,
+        allow_insecure_tls: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self._multiplexed: MultiplexedConnection | None = None  # __del__ may meet half of us
+        self._closed = False
+        if token_source is not None and credential is not None:
+            raise ConfigurationError("pass token_source= or credential=, not both")
+        wants_token = token_source is not None or credential is not None
+        if wants_token:
+            _refuse_other_sign_ins(kwargs)
+        if connection_pool is None:
+            default_to_resp3(kwargs)
+        super().__init__(connection_pool=connection_pool, **kwargs)
+        pool = self.connection_pool
+        self._owned_source: TokenSource | None = None
+        self._hub = EventHub()
+        self._stop_listening: list[Callable[[], None]] = []
+        if on_event is not None:
+            self._stop_listening.append(self._hub.listen(on_event))
+        if wants_token:
+            host, _, tls = pool_endpoint(pool)
+            if not tls and "path" not in pool.connection_kwargs:
+                check_host_for_plaintext(host, allow_plaintext=allow_plaintext)
+            source = token_source
+            if source is None:
+                source = self._owned_source = TokenSource(credential)
+            sign_in_with(
+                pool, source, allow_plaintext=allow_plaintext, allow_insecure_tls=allow_insecure_tls
+            )
+            if on_event is not None:
+                self._stop_listening.append(source.listen(on_event))
+        check_connection_options(pool)
+        self._retry: Any = kwargs.get("retry")
+        self._plans: dict[Any, Plan] = {}
+        if not self.single_connection_client:
+            self._multiplexed = attached(pool)
+            if self._multiplexed is None:
+                self._multiplexed = MultiplexedConnection(
+                    pool,
+                    source=signs_in_with(pool),
+                    recovery_timeout=recovery_timeout,
+                    close_timeout=close_timeout,
+                    hub=self._hub,
+                )
+                attach(pool, self._multiplexed)
+            self._multiplexed.hold()
+
+    @classmethod
+    def from_url(  # type: ignore[override]
+        cls,
+        url: str,
+        single_connection_client: bool = False,
+        auto_close_connection_pool: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Make a client for a URL, with the keywords of the class and of redis-py.
+
+        As with redis-py, options in the URL's query win over keywords, and the pool is the
+        client's own.
+        """
+        ours = {name: kwargs.pop(name) for name in _OWN_KEYWORDS if name in kwargs}
+        if ours.get("token_source") is not None or ours.get("credential") is not None:
+            _refuse_other_sign_ins(kwargs)
+        retry = kwargs.get("retry")
+        default_to_resp3(kwargs)
+        client = cls(
+            connection_pool=pool_from_url(url, kwargs),
+            single_connection_client=single_connection_client,
+            **ours,
+        )
+        client._retry = retry
+        client.auto_close_connection_pool = auto_close_connection_pool is not False
+        return client
+
+    # -- commands --------------------------------------------------------------------------------
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send one command and return its reply, as every method of this class does.
+
+        Cancelling it changes nobody else's reply; a command that was written may still run.
+        Raises redis-py's exceptions; ``MaybeExecutedError`` where the connection ended under a
+        command that is not known to be read-only; ``CommandRefusedError``.
+        """
+        plan = self._plans.get(args[0]) or self._make_plan(args)
+        # One test decides whether this is the straight way: metrics, retries, dedicated
+        # connections and a missing session all cost nothing here.
+        session = plan.shared and self._multiplexed.session  # type: ignore[union-attr]
+        if not session or session.congested:
+            return await self._detour(plan, args, options)
+        try:
+            future = session.submit(
+                args if plan.words is None else plan.words + args[1:],
+                raw=NEVER_DECODE in options,
+            )
+        except ConnectionLostError:
+            return await self._detour(plan, args, options)
+        try:
+            reply = await future
+        except asyncio.CancelledError:
+            session.withdraw(future)
+            raise
+        except redis_exceptions.RedisError as exc:
+            return await self._after_error(exc, plan, args, options)
+        return reply if plan.callback is None else await _called_back(plan.callback, reply, options)
+
+    def _make_plan(self, args: tuple[Any, ...]) -> Plan:
+        name = args[0]
+        words = command_words((name,))
+        split = name.split() if isinstance(name, (str, bytes)) else [name]
+        plan = Plan(
+            shared=self._multiplexed is not None and static_route(words) is Route.SHARED,
+            words=tuple(split) if len(split) > 1 else None,
+            callback=self.response_callbacks.get(name),
+            read_only=is_read_only(words),
+        )
+        if len(self._plans) < MAX_PLANS:
+            self._plans[name] = plan
+        return plan
+
+    def set_response_callback(self, command: str, callback: Any) -> None:
+        """Set a response callback; it holds from the next command on."""
+        super().set_response_callback(command, callback)
+        self._plans.clear()
+
+    async def _detour(self, plan: Plan, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """Every way but the straight one."""
+        if self._multiplexed is None:  # `client()`: a connection of its own, as in redis-py
+            return await super().execute_command(*args, **options)
+        self._multiplexed.check()
+        where = Route.SHARED if plan.shared else route(args)
+        if where is Route.SHARED:
+            return await self._submit_again(None, plan, args, options)
+        if where is Route.DEDICATED:
+            return await super().execute_command(*args, **options)
+        if where is Route.LAST:
+            return await run_last_command(self, args, options)
+        words = command_words(args)
+        raise CommandRefusedError(
+            f"{words} can't be sent on a connection that all coroutines share: {remedy(words)}"
+        )
+
+    async def _after_error(
+        self,
+        exc: redis_exceptions.RedisError,
+        plan: Plan,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Any:
+        """What becomes of a command that got an error instead of a reply."""
+        if isinstance(exc, redis_exceptions.ResponseError):
+            if EMPTY_RESPONSE in options:
+                return options[EMPTY_RESPONSE]
+            if isinstance(exc, redis_exceptions.MovedError):
+                raise ClusterModeError(
+                    f"{self._multiplexed!r} is a node of a cluster and sent this command elsewhere "
+                    f"({exc}): connect with cluster=True"
+                ) from exc
+            raise exc
+        if isinstance(exc, (ConnectionLostError, redis_exceptions.BusyLoadingError)):
+            return await self._submit_again(exc, plan, args, options)
+        raise exc
+
+    async def _submit_again(
+        self,
+        failure: redis_exceptions.RedisError | None,
+        plan: Plan,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Any:
+        """Submit once there is a session with room, and again as long as that repeats nothing.
+
+        A command whose bytes were never written, one that is read-only, and one that the server
+        refused because it is loading its data are safe to send again. For others the user's own
+        ``retry=`` decides; without one a write that may have run fails and says so.
+        """
+        multiplexed = self._multiplexed
+        assert multiplexed is not None
+        words = args if plan.words is None else plan.words + args[1:]
+        delays = None
+        deadline = 0.0
+        while True:
+            if failure is not None:
+                now = asyncio.get_running_loop().time()
+                deadline = deadline or now + multiplexed.recovery_timeout
+                if isinstance(failure, redis_exceptions.BusyLoadingError):
+                    if now > deadline:
+                        raise failure
+                    await asyncio.sleep(LOADING_DELAY)
+                elif getattr(failure, "written", False):
+                    if not plan.read_only:
+                        if delays is None:
+                            delays = [] if self._retry is None else retry_delays(self._retry)
+                        if not delays:
+                            raise _maybe_executed(plan, words, failure)
+                        await asyncio.sleep(delays.pop(0))
+                    elif now > deadline:
+                        raise failure
+            session = await multiplexed.admit()
+            try:
+                future = session.submit(words, raw=NEVER_DECODE in options)
+            except ConnectionLostError as exc:
+                failure = exc
+                continue
+            finally:
+                session.admitted()
+            try:
+                reply = await future
+            except asyncio.CancelledError:
+                session.withdraw(future)
+                raise
+            except (ConnectionLostError, redis_exceptions.BusyLoadingError) as exc:
+                failure = exc
+                continue
+            except redis_exceptions.ResponseError as exc:
+                return await self._after_error(exc, plan, args, options)
+            if plan.callback is None:
+                return reply
+            return await _called_back(plan.callback, reply, options)
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> Self:
+        """Connect and sign in now instead of at the first command; raises why it can't be done."""
+        if self._multiplexed is not None:
+            await self._multiplexed.start()
+        return self
+
+    def own(self, source: TokenSource | None) -> None:
+        """Close ``source`` together with this client."""
+        self._owned_source = source
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Close the client, which is final; what we constructed is closed with it.
+
+        Commands in flight may finish within ``close_timeout``. Idempotent.
+        """
+        multiplexed = self._multiplexed
+        if multiplexed is not None and not self._closed:
+            self._closed = True
+            await multiplexed.let_go()
+        await super().aclose(close_connection_pool)
+        for stop in self._stop_listening:
+            stop()
+        self._stop_listening.clear()
+        if self._owned_source is not None:
+            await self._owned_source.aclose()
+
+    def auth_status(self) -> list[ConnectionStatus]:
+        """The ledger: for each connection its token's version and expiry, state and last AUTH."""
+        return self._multiplexed.status() if self._multiplexed is not None else []
+
+    @property
+    def token_source(self) -> TokenSource | None:
+        """What this client signs in with, None if it does so in redis-py's own ways."""
+        return self._multiplexed.source if self._multiplexed is not None else None
+
+    async def is_cluster_node(self) -> bool:
+        """Whether the server is a node of an OSS cluster.
+
+        Asked with CLUSTER SLOTS, whose answer counts; where it is denied, HELLO's ``mode`` does.
+        """
+        assert self._multiplexed is not None
+        session = await self._multiplexed.admit()
+        try:
+            hello, slots = session.submit(("HELLO",)), session.submit(("CLUSTER", "SLOTS"))
+        finally:
+            session.admitted()
+        mode, nodes = await asyncio.gather(hello, slots, return_exceptions=True)
+        if isinstance(nodes, list):
+            return bool(nodes)
+        if isinstance(nodes, redis_exceptions.NoPermissionError):
+            return server_mode(mode) == "cluster"
+        if isinstance(nodes, redis_exceptions.ResponseError):
+            return False
+        raise nodes
+
+    def __repr__(self) -> str:
+        multiplexed = self._multiplexed
+        if multiplexed is None:
+            return super().__repr__()
+        source = multiplexed.source
+        identity = ""
+        status = source.status if source is not None else None
+        if status is not None and status.oid and status.remaining is not None:
+            identity = f", ...{status.oid[-6:]}, token for {status.remaining:.0f} s more"
+        return (
+            f"<{type(self).__name__} {multiplexed.host}:{multiplexed.port}{identity}, "
+            f"{len(multiplexed.status())} connection(s)>"
+        )
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        multiplexed = getattr(self, "_multiplexed", None)
+        if multiplexed is not None and not self._closed and multiplexed.abandon():
+            _warn(f"unclosed client {self!r}", ResourceWarning, source=self)
+        super().__del__()
+
+
+_OWN_KEYWORDS = (
+    "token_source",
+    "credential",
+    "recovery_timeout",
+    "close_timeout",
+    "on_event",
+    "allow_plaintext",
+    "allow_insecure_tls",
+)
+
+_FINAL = frozenset((bytes, str, int, float, bool, list, dict, set, tuple, type(None)))
+"""What callbacks return that needs no look whether it can be awaited (that look costs 0.4 us)."""
+
+
+async def _called_back(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:
+    """The reply as redis-py's response callback makes it; it may return an awaitable."""
+    if options:
+        command_options(options)
+    result = callback(reply, **options)
+    if result.__class__ not in _FINAL and inspect.isawaitable(result):
+        return await result
+    return result
+
+
+def _maybe_executed(
+    plan: Plan, words: tuple[Any, ...], failure: redis_exceptions.RedisError
+) -> MaybeExecutedError:
+    name = command_words(words)
+    error = MaybeExecutedError(
+        f"{name} had been sent when the connection ended, so it may or may not have been "
+        f"executed ({failure}). It was not repeated: look before you do so, or pass retry= to let "
+        "writes be sent again"
+    )
+    error.__cause__ = failure.__cause__
+    return error
+
+
+def _refuse_other_sign_ins(kwargs: dict[str, Any]) -> None:
+    for name in ("password", "credential_provider"):
+        if kwargs.get(name) is not None:
+            raise ConfigurationError(
+                f"{name}= can't be combined with an Entra token source: the token is the password, "
+                "and its object ID the user name"
+            )

@@ -1,0 +1,250 @@
+"""``connect``: from a URL and a credential to a client that is signed in, in one call."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Generator
+from types import TracebackType
+from typing import Any, Generic, Literal, TypeVar, overload
+from urllib.parse import urlsplit
+
+from ._client import EntraRedis
+from ._cluster import EntraRedisCluster, no_cluster_client
+from ._events import EventCallback
+from ._options import check_host_for_plaintext, resolve_url
+from ._source import TokenSource
+from .errors import (
+    ClusterModeError,
+    ConfigurationError,
+    ConnectTimeoutError,
+    EntraRedisError,
+    LifecycleError,
+)
+
+__all__ = ["Connecting", "connect"]
+
+Client = TypeVar("Client", bound=EntraRedis | EntraRedisCluster, covariant=True)
+
+
+class Connecting(Generic[Client]):
+    """What ``connect`` returns: await it once, or enter it with ``async with``."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token_source: TokenSource | None,
+        credential: Any,
+        username: str | None,
+        cluster: bool | Literal["auto"],
+        open_timeout: float,
+        keywords: dict[str, Any],
+    ) -> None:
+        self._url = url
+        self._token_source = token_source
+        self._credential = credential
+        self._username = username
+        self._cluster = cluster
+        self._open_timeout = open_timeout
+        self._keywords = keywords
+        self._used = False
+        self._client: Any = None
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Client:
+        self._client = await self._open()
+        return self._client  # type: ignore[no-any-return]
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._client.aclose()
+
+    async def _open(self) -> Any:
+        if self._used:
+            raise LifecycleError(
+                "connect() was awaited or entered before: call it again for another client"
+            )
+        self._used = True
+        owned = None if self._token_source is not None else self._own_source()
+        source = self._token_source or owned
+        assert source is not None
+        client: EntraRedis | None = None
+        stage = "token"
+        try:
+            # Made first: what is wrong with the options shows before a token is asked for.
+            client = EntraRedis.from_url(self._url, token_source=source, **self._keywords)
+            client.own(owned)
+            async with asyncio.timeout(self._open_timeout):
+                await source.get()
+                stage = "tcp"
+                await client.start()
+                await self._check_mode(client)
+        except BaseException as exc:
+            await asyncio.shield(_close(client if client is not None else owned))
+            if isinstance(exc, TimeoutError) and not isinstance(exc, EntraRedisError):
+                raise self._too_late(stage, source) from None
+            raise
+        return client
+
+    def _own_source(self) -> TokenSource:
+        if self._credential is not None:
+            return TokenSource(self._credential, username=self._username)
+        return TokenSource.from_default(username=self._username)
+
+    def _too_late(self, stage: str, source: TokenSource) -> ConnectTimeoutError:
+        parts = urlsplit(self._url)
+        if stage == "token":
+            what = "the first token"
+            failure = source.status.last_error
+            advice = str(failure) if failure else "the identity provider has not answered"
+        else:
+            what = f"an authenticated connection to {parts.netloc.rpartition('@')[2]}"
+            advice = "the path may drop packets, or the server takes long to validate the token"
+        return ConnectTimeoutError(
+            f"{what} was not there within {self._open_timeout:g} s (open_timeout): {advice}",
+            stage=stage,
+            host=parts.hostname,
+            port=parts.port,
+        )
+
+    async def _check_mode(self, client: EntraRedis) -> None:
+        if self._cluster is False:
+            return
+        where = urlsplit(self._url).netloc.rpartition("@")[2]
+        if await client.is_cluster_node():
+            raise no_cluster_client(where)
+        if self._cluster is True:
+            raise ClusterModeError(
+                f"{where} is not a cluster, or has the Enterprise cluster policy: leave out "
+                "cluster=True"
+            )
+
+
+async def _close(what: EntraRedis | TokenSource | None) -> None:
+    if what is not None:
+        await what.aclose()
+
+
+@overload
+def connect(
+    url: str | None = None,
+    *,
+    cluster: Literal[False],
+    credential: Any = None,
+    token_source: TokenSource | None = None,
+    username: str | None = None,
+    open_timeout: float = 30.0,
+    close_timeout: float = 5.0,
+    recovery_timeout: float = 30.0,
+    on_event: EventCallback | None = None,
+    **redis_options: Any,
+) -> Connecting[EntraRedis]: ...
+
+
+@overload
+def connect(
+    url: str | None = None,
+    *,
+    cluster: Literal[True],
+    credential: Any = None,
+    token_source: TokenSource | None = None,
+    username: str | None = None,
+    open_timeout: float = 30.0,
+    close_timeout: float = 5.0,
+    recovery_timeout: float = 30.0,
+    on_event: EventCallback | None = None,
+    **redis_options: Any,
+) -> Connecting[EntraRedisCluster]: ...
+
+
+@overload
+def connect(
+    url: str | None = None,
+    *,
+    cluster: Literal["auto"] = "auto",
+    credential: Any = None,
+    token_source: TokenSource | None = None,
+    username: str | None = None,
+    open_timeout: float = 30.0,
+    close_timeout: float = 5.0,
+    recovery_timeout: float = 30.0,
+    on_event: EventCallback | None = None,
+    **redis_options: Any,
+) -> Connecting[EntraRedis | EntraRedisCluster]: ...
+
+
+def connect(
+    url: str | None = None,
+    *,
+    cluster: bool | Literal["auto"] = "auto",
+    credential: Any = None,
+    token_source: TokenSource | None = None,
+    username: str | None = None,
+    open_timeout: float = 30.0,
+    close_timeout: float = 5.0,
+    recovery_timeout: float = 30.0,
+    on_event: EventCallback | None = None,
+    **redis_options: Any,
+) -> Connecting[Any]:
+    """Connect to Azure's Redis, sign in with Entra ID and stay signed in.
+
+    ``await connect(url)`` returns the client, to be closed with ``aclose()``; ``async with
+    connect(url) as redis:`` closes it. It is there when the first token is in hand and the first
+    connection is authenticated.
+
+    ``url`` is ``rediss://host:port``, or a bare host name whose port follows from its suffix; by
+    default the first that is set of ``REDIS_URL``, ``AZURE_REDIS_HOST`` and ``REDIS_HOST``.
+    ``credential`` is any azure credential, asynchronous or synchronous, ``token_source`` a
+    :class:`TokenSource` to share between clients; both are yours to close. With neither,
+    ``DefaultAzureCredential`` is used. ``username`` is for tokens without an ``oid`` claim.
+
+    Times are in seconds: ``open_timeout`` for all of this, ``recovery_timeout`` for how long a
+    command waits for a usable connection, ``close_timeout`` for commands in flight at the end.
+    ``on_event`` is called with every event. What else is passed goes to ``redis.asyncio.Redis``
+    under its own name.
+
+    Raises :class:`ConfigurationError` (a ``ValueError``) for what can't work, before a byte is
+    sent; a :class:`TokenError` where there is no token; a :class:`ConnectError` whose ``stage``
+    says which of DNS, TCP, TLS and AUTH failed. Cancelling it leaves nothing open.
+    """
+    resolved = resolve_url(url, os.environ)
+    if credential is not None and token_source is not None:
+        raise ConfigurationError("pass credential= or token_source=, not both")
+    if cluster not in (True, False, "auto"):
+        raise ConfigurationError(f'cluster= is True, False or "auto", not {cluster!r}')
+    for name, value in {
+        "open_timeout": open_timeout,
+        "close_timeout": close_timeout,
+        "recovery_timeout": recovery_timeout,
+    }.items():
+        if not value > 0:
+            raise ConfigurationError(f"{name}= is a number of seconds above 0, not {value!r}")
+    parts = urlsplit(resolved)
+    if parts.scheme == "redis":
+        check_host_for_plaintext(
+            parts.hostname or "", allow_plaintext=bool(redis_options.get("allow_plaintext"))
+        )
+    keywords = {
+        "close_timeout": close_timeout,
+        "recovery_timeout": recovery_timeout,
+        "on_event": on_event,
+        **redis_options,
+    }
+    if token_source is not None and username is not None:
+        keywords["username"] = username
+    return Connecting(
+        resolved,
+        token_source=token_source,
+        credential=credential,
+        username=username,
+        cluster=cluster,
+        open_timeout=open_timeout,
+        keywords=keywords,
+    )

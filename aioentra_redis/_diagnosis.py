@@ -1,0 +1,141 @@
+"""From an exception to an error for people: which stage failed, where, with whom, what to do.
+
+The stages of a connect are DNS, TCP, TLS, token, AUTH and the rest of the handshake. redis-py
+wraps what asyncio raises, so the stage is read from the chain of causes.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from redis import exceptions as redis_exceptions
+
+from ._options import default_port
+from ._redaction import scrub, without_tracebacks
+from .errors import ConnectError, ConnectTimeoutError, EntraRedisError, SignInRefusedError
+
+if TYPE_CHECKING:
+    from ._token import Token
+
+__all__ = ["explain"]
+
+
+def explain(
+    exc: Exception, *, host: str, port: int, tls: bool, token: Token | None
+) -> EntraRedisError:
+    """Turn what a dial raised into an error of ours, without tracebacks that show secrets.
+
+    ``exc`` becomes the cause of what is returned; an error of ours is returned as it is.
+    """
+    without_tracebacks(exc)
+    if isinstance(exc, EntraRedisError):
+        return exc
+    error = _explain(exc, f"{host}:{port}" if port else host, host, port, tls, token)
+    error.__cause__ = exc
+    return error
+
+
+def _explain(
+    exc: Exception, where: str, host: str, port: int, tls: bool, token: Token | None
+) -> ConnectError:
+    chain = list(_causes(exc))
+    reason = scrub(str(chain[-1]) or type(chain[-1]).__name__)
+
+    def error(kind: type[ConnectError], stage: str, text: str) -> ConnectError:
+        return kind(text, stage=stage, host=host, port=port)
+
+    for cause in chain:
+        if isinstance(cause, socket.gaierror):
+            return error(
+                ConnectError,
+                "dns",
+                f"the host name {host!r} can't be resolved ({reason}). Check its spelling; a cache "
+                "with a private endpoint resolves only inside its network",
+            )
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return error(
+                ConnectError,
+                "tls",
+                f"the certificate of {where} is not accepted ({cause.verify_message or reason}). "
+                "Connect by the host name that the certificate is for; if a private CA signed it, "
+                "pass ssl_ca_certs=",
+            )
+        if isinstance(cause, ssl.SSLError):
+            return error(
+                ConnectError,
+                "tls",
+                f"no TLS connection to {where} ({reason}). {_port_hint(host, port, tls)}",
+            )
+        if isinstance(cause, redis_exceptions.AuthenticationError):
+            return error(SignInRefusedError, "auth", _refused(where, token, reason))
+        if isinstance(cause, redis_exceptions.NoPermissionError):
+            return error(
+                SignInRefusedError,
+                "auth",
+                f"{where} accepted the sign-in of {_whom(token)} but denies it a command that the "
+                f"client needs ({reason}): the access policy is too narrow",
+            )
+    for cause in chain:
+        if isinstance(cause, (redis_exceptions.TimeoutError, TimeoutError)):
+            return error(
+                ConnectTimeoutError,
+                "tcp",
+                f"{where} did not answer in time ({reason}): is the port open from here "
+                f"(firewall, private endpoint), and is it the right one? "
+                f"{_port_hint(host, port, tls)}",
+            )
+        if isinstance(cause, ConnectionRefusedError):
+            return error(
+                ConnectError,
+                "tcp",
+                f"nothing listens at {where}. {_port_hint(host, port, tls)}",
+            )
+        if isinstance(cause, OSError):
+            return error(
+                ConnectError,
+                "tcp",
+                f"the connection to {where} failed ({reason}). {_port_hint(host, port, tls)}",
+            )
+    return error(
+        ConnectError,
+        "handshake",
+        f"{where} answered the handshake with {reason!r}. {_port_hint(host, port, tls)}",
+    )
+
+
+def _causes(exc: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while exc is not None and id(exc) not in seen:
+        seen.add(id(exc))
+        yield exc
+        exc = exc.__cause__ or exc.__context__
+
+
+def _whom(token: Token | None) -> str:
+    return f"object ID {token.username}" if token is not None else "the configured user"
+
+
+def _refused(where: str, token: Token | None, reason: str) -> str:
+    if token is None:
+        return f"{where} refused the sign-in ({reason}): check the user name and password"
+    return (
+        f"{where} refused the Entra token of object ID {token.username} (audience "
+        f"{token.audience}, tenant {token.tenant_id}): {reason} The usual causes, in order: no "
+        "access policy assignment for this object ID on the cache; the client ID or the app "
+        "registration's object ID was assigned instead of this one; a group was assigned, which "
+        "is not supported; Entra authentication is switched off (Azure Cache for Redis); the "
+        "token is of another tenant; it has expired, or this machine's clock is wrong; the "
+        "assignment is minutes old and not yet in force"
+    )
+
+
+def _port_hint(host: str, port: int, tls: bool) -> str:
+    expected = default_port(host)
+    if expected is not None and expected != port:
+        return f"A cache of this name listens for TLS on {expected}, not on {port}"
+    if not tls:
+        return "Is it a TLS port? Then the URL starts with rediss://"
+    return "Is it the TLS port? (Azure Managed Redis: 10000, Azure Cache for Redis: 6380)"

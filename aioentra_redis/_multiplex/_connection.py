@@ -1,0 +1,365 @@
+"""The multiplexed connection: keeps one authenticated session at hand, whatever happens to it.
+
+It opens the first session and the next one after a loss, replaces a session make-before-break
+where that is asked for, runs each session's re-authentication task, and closes them all. Commands
+find the current one in ``session`` and submit to it directly; ``admit`` is for when there is none
+or it is congested.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from .._diagnosis import explain
+from .._events import (
+    ConnectionClosed,
+    ConnectionOpened,
+    ConnectionReplaced,
+    ConnectionState,
+    ConnectionStatus,
+    EventHub,
+    TokenState,
+)
+from .._lifecycle import Home
+from .._redaction import again
+from .._redis_py import detach, dial, pool_endpoint
+from ..errors import ClosedError, ConnectTimeoutError, TokenError
+from ._reauth import Reauthenticator
+from ._session import Session
+
+if TYPE_CHECKING:
+    import redis.asyncio
+
+    from .._source import TokenSource
+
+__all__ = ["MultiplexedConnection"]
+
+logger = logging.getLogger("aioentra_redis.connection")
+
+FIRST_DELAY: Final = 0.05
+LAST_DELAY: Final = 10.0
+DEMAND_DELAY: Final = 1.0
+"""Seconds between attempts to reconnect: doubled from the first to the last, each shortened by up
+to half at random; no more than ``DEMAND_DELAY`` while somebody waits."""
+
+
+class MultiplexedConnection:
+    """The connection that all coroutines of a client share.
+
+    ``pool`` says how to connect (its own connections are not touched), ``source`` is the token
+    source or None. Times are in seconds. Belongs to the loop of its first use.
+    """
+
+    def __init__(
+        self,
+        pool: redis.asyncio.ConnectionPool,
+        *,
+        source: TokenSource | None,
+        recovery_timeout: float,
+        close_timeout: float,
+        hub: EventHub,
+    ) -> None:
+        self.session: Session | None = None
+        self.source = source
+        self._pool = weakref.ref(pool)
+        self.host, self.port, self.tls = pool_endpoint(pool)
+        self.recovery_timeout = recovery_timeout
+        self._close_timeout = close_timeout
+        self._hub = hub
+        self._home = Home("the client")
+        self._sessions: dict[Session, asyncio.Task[None] | None] = {}
+        self._connecting: asyncio.Task[None] | None = None
+        self._outage: asyncio.Future[None] | None = None
+        self._waiting = 0
+        self._demand = asyncio.Event()
+        self._was_connected = False
+        self._clients = 0
+        self._last_error: Exception | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self.closed = False
+
+    # -- for commands ----------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Connect and sign in, if that has not happened; raises why it can't be done."""
+        self.check()
+        if self.session is None:
+            await self._usable()
+
+    async def admit(self) -> Session:
+        """A session with room for one more command; the way to it when the short one is closed.
+
+        Waits for a connection, no longer than ``recovery_timeout``, and at the gate. After the
+        submit the caller calls ``session.admitted()``. Raises ``ConnectTimeoutError`` from the
+        last failure, ``TokenExpiredError`` at once, ``ClosedError``, ``WrongLoopError``,
+        ``ForkedError``. Cancelling it is safe.
+        """
+        while True:
+            self.check()
+            session = self.session
+            if session is None or session.closed:
+                session = await self._usable()
+            if not session.congested:
+                return session
+            await session.admission()
+            if session is self.session and not session.closed:
+                return session
+            session.admitted()
+
+    def check(self) -> None:
+        """Raise ``ClosedError``, ``WrongLoopError`` or ``ForkedError`` where they are due."""
+        if self.closed:
+            raise ClosedError(
+                f"the client of {self.host} has been closed; that is final, make a new one"
+            )
+        self._home.check()
+
+    async def _usable(self) -> Session:
+        """Wait for a session; several waiters share one attempt and one outage."""
+        source = self.source
+        if source is not None and source.state is TokenState.EXPIRED:
+            await source.get()  # raises at once, and asks for a newer token
+        if self._outage is None:
+            self._outage = asyncio.get_running_loop().create_future()
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(
+                self._connect(), name="aioentra_redis-connect"
+            )
+        outage = self._outage
+        self._waiting += 1
+        self._demand.set()
+        try:
+            async with asyncio.timeout(self.recovery_timeout):
+                await asyncio.shield(outage)
+        except TimeoutError:
+            raise ConnectTimeoutError(
+                f"no usable connection to {self.host}:{self.port} within "
+                f"{self.recovery_timeout:g} s (recovery_timeout); last failure: "
+                f"{self._last_error or 'none, the server has not answered yet'}",
+                stage=getattr(self._last_error, "stage", "tcp"),
+                host=self.host,
+                port=self.port,
+            ) from self._last_error
+        except Exception as exc:
+            raise again(exc) from exc.__cause__
+        finally:
+            self._waiting -= 1
+        session = self.session
+        if session is None or session.closed:  # lost again before we had our turn
+            return await self._usable()
+        return session
+
+    # -- connecting ------------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        """Try until there is a session; before the first success the first failure is final."""
+        delay = FIRST_DELAY
+        try:
+            while True:
+                try:
+                    session = await self._dial()
+                except Exception as exc:
+                    token = self.source.current if self.source is not None else None
+                    self._last_error = error = explain(
+                        exc, host=self.host, port=self.port, tls=self.tls, token=token
+                    )
+                    logger.warning("no connection to %s:%d: %s", self.host, self.port, error)
+                    if not self._was_connected:
+                        self._end_outage(error)
+                        return
+                    if isinstance(error, TokenError):
+                        self._end_outage(error)  # waiting would not help: say so at once
+                else:
+                    self._install(session)
+                    return
+                await self._pause(delay)
+                delay = min(delay * 2, LAST_DELAY)
+        finally:
+            self._connecting = None
+
+    async def _pause(self, delay: float) -> None:
+        delay *= random.uniform(0.5, 1)
+        await asyncio.sleep(min(delay, DEMAND_DELAY))
+        if delay > DEMAND_DELAY and not self._waiting:
+            self._demand.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay - DEMAND_DELAY):
+                    await self._demand.wait()
+
+    async def _dial(self) -> Session:
+        pool = self._pool()
+        if pool is None or self.closed:
+            raise ClosedError("the client has been closed")
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        # A weak method: a session is kept alive by its socket, and must not keep us alive.
+        lost = weakref.WeakMethod(self._lost)
+        session = Session(await dial(pool), lambda *args: (lost() or _nobody)(*args))
+        if session.closed:
+            raise session.cause or ClosedError("the connection was closed at once")
+        token = session.ledger.token
+        self._hub.emit(
+            ConnectionOpened(
+                session.name,
+                session.host,
+                token.version if token is not None else None,
+                loop.time() - started,
+            )
+        )
+        return session
+
+    def _install(self, session: Session) -> None:
+        """Make ``session`` the one that commands go to."""
+        task = None
+        if self.source is not None:
+            reauthenticator = Reauthenticator(
+                session, self.source, replace=self._replace, hub=self._hub
+            )
+            task = asyncio.get_running_loop().create_task(
+                reauthenticator.run(), name=f"aioentra_redis-reauth-{session.name}"
+            )
+        self._sessions[session] = task
+        self.session = session
+        self._was_connected = True
+        if self._outage is not None and not self._outage.done():
+            self._outage.set_result(None)
+        self._outage = None
+
+    def _end_outage(self, error: Exception) -> None:
+        """Tell everybody who waits for a connection that there will be none."""
+        outage, self._outage = self._outage, None
+        if outage is not None and not outage.done():
+            outage.set_exception(error)
+            outage.exception()  # nobody may be waiting; that is no reason to complain
+
+    async def _replace(self, old: Session, reason: str) -> None:
+        """Open a session beside ``old``, let it take over, and let ``old`` drain.
+
+        Raises what the dial raises; ``old`` is untouched then. Cancelling it leaves no socket.
+        """
+        session = await self._dial()
+        if old is not self.session:  # lost meanwhile, and another one has taken its place
+            if self.session is not None or self.closed:
+                session.close()
+                return
+            self._install(session)
+            return
+        self._install(session)
+        logger.info("%s takes over from %s: %s", session.name, old.name, reason)
+        self._hub.emit(ConnectionReplaced(old.name, session.name, reason))
+        old.ledger.move_to(ConnectionState.DRAINING)
+        old.drain()
+
+    def _lost(self, session: Session, cause: Exception | None) -> None:
+        task = self._sessions.pop(session, None)
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+        self._hub.emit(ConnectionClosed(session.name, session.host, cause))
+        if session is not self.session:
+            return
+        self.session = None
+        if self.closed:
+            return
+        logger.info("%s lost: %s", session.name, cause)
+        self._last_error = cause
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(
+                self._connect(), name="aioentra_redis-reconnect"
+            )
+
+    # -- status and the end ----------------------------------------------------------------------
+
+    def status(self) -> list[ConnectionStatus]:
+        """The ledger: one row for each session, draining ones too."""
+        return [
+            session.ledger.status(host=session.host, in_flight=session.in_flight)
+            for session in self._sessions
+        ]
+
+    def hold(self) -> None:
+        """One more client uses this connection."""
+        self._clients += 1
+
+    async def let_go(self) -> None:
+        """One client less; the last one closes."""
+        self._clients -= 1
+        if self._clients == 0:
+            if (pool := self._pool()) is not None:
+                detach(pool)
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close: what is in flight may finish within ``close_timeout``, new commands are refused.
+
+        Idempotent. Cancelling it does not stop the closing.
+        """
+        if self._closing is None:
+            self.closed = True
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        tasks = [task for task in self._sessions.values() if task is not None]
+        if self._connecting is not None:
+            tasks.append(self._connecting)
+        for task in tasks:
+            task.cancel()
+        self._end_outage(ClosedError(f"the client of {self.host} was closed meanwhile"))
+        if tasks:
+            await asyncio.wait(tasks)
+        sessions = list(self._sessions)
+        for session in sessions:
+            session.drain()
+        waits = [asyncio.ensure_future(session.wait_closed()) for session in sessions]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=self._close_timeout)
+            for session in sessions:
+                session.close()
+            if late:
+                logger.warning(
+                    "closing took longer than %g s: commands in flight were given up",
+                    self._close_timeout,
+                )
+                await asyncio.wait(late, timeout=1.0)
+                for wait in late:
+                    wait.cancel()
+        self.session = None
+
+    def abandon(self) -> bool:
+        """A client was dropped without being closed: if it was the last, let go of everything.
+
+        May be called from any thread and when the loop is gone. Returns whether anything was open.
+        """
+        self._clients -= 1
+        if self._clients or self.closed:
+            return False
+        self.closed = True
+        loop = self._home.loop
+        if loop is None or not (self._sessions or self._connecting):
+            return False
+        if loop.is_closed():
+            return True
+
+        def let_go() -> None:
+            for task in [*self._sessions.values(), self._connecting]:
+                if task is not None:
+                    task.cancel()
+            for session in list(self._sessions):
+                session.close()
+
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(let_go)
+        return True
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "connected" if self.session else "not connected"
+        return f"<MultiplexedConnection to {self.host}:{self.port}, {state}>"
+
+
+def _nobody(*_: Any) -> None:
+    """What a session calls whose owner is gone."""

@@ -1,0 +1,261 @@
+"""A sans-I/O engine: which reply belongs to which caller on one shared Redis connection.
+
+RESP has no request numbers. The server answers in the order of the requests, so the whole state
+of a connection is one queue::
+
+      submit() -->  [ unwritten ... | written ... ]  --> a reply pops the oldest
+                     data_to_send() moves the bar
+
+Rules that keep the queue in step with the server, whatever callers do:
+
+- one submit is one contiguous write, and one place in the queue;
+- a caller that goes away leaves its place behind if its bytes were written, so that the reply
+  meets a finished waiter and is dropped; if they were not written the place is removed;
+- a reply without a place in the queue, or bytes that are not RESP, end the connection;
+- when the connection ends, every waiter gets an exception of its own, which says whether the
+  bytes of its command had been written.
+
+Nothing here knows of sockets, event loops or tokens. ``asyncio.Future`` serves as a waiter as it
+is, which saves an object for every command.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ..errors import CommandTimeoutError, ConnectionLostError
+
+__all__ = ["Engine", "Packed", "ProtocolViolation", "Raw", "Reader", "Waiter"]
+
+Packed = bytes | list[bytes]
+"""One command ready for the wire; a list where large arguments are passed on uncopied."""
+
+
+class Waiter(Protocol):
+    """Who waits for a reply; ``asyncio.Future`` is one."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: Exception, /) -> None: ...
+
+
+class Reader(Protocol):
+    """The part of ``hiredis.Reader`` that is used here."""
+
+    def feed(self, data: bytes, /) -> None: ...
+    def gets(self, decode: bool = True, /) -> Any: ...
+
+
+class ProtocolViolation(Exception):
+    """The peer sent something that leaves the replies without known owners."""
+
+
+class Raw:
+    """A waiter whose reply is wanted as bytes although the connection decodes its replies."""
+
+    __slots__ = ("done", "set_exception", "set_result")
+
+    def __init__(self, waiter: Waiter) -> None:
+        self.done = waiter.done
+        self.set_result = waiter.set_result
+        self.set_exception = waiter.set_exception
+
+
+class Engine:
+    """The queue of one connection.
+
+    ``reader`` parses replies, ``not_enough`` is what it returns while a reply is incomplete,
+    ``push_type`` the class of its out-of-band messages, which go to ``on_push``.
+    """
+
+    __slots__ = (
+        "_batches",
+        "_not_enough",
+        "_on_push",
+        "_push_type",
+        "_queue",
+        "_raw",
+        "_reader",
+        "_unwritten",
+        "_written_total",
+    )
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        not_enough: object,
+        push_type: type | None,
+        on_push: Callable[[Any], None],
+    ) -> None:
+        self._reader = reader
+        self._not_enough = not_enough
+        self._push_type = push_type
+        self._on_push = on_push
+        self._queue: deque[Waiter] = deque()
+        self._unwritten: list[Packed] = []
+        self._raw = 0
+        # Positions count the places of all time. When a batch was written is kept per batch, not
+        # per command: the hot path reads no clock.
+        self._written_total = 0
+        self._batches: deque[tuple[int, float]] = deque()
+
+    # -- sending ---------------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """How many replies are owed, to commands written or not."""
+        return len(self._queue)
+
+    @property
+    def unwritten(self) -> int:
+        """How many commands wait to be written."""
+        return len(self._unwritten)
+
+    @property
+    def position(self) -> int:
+        """The position that the next submitted command gets."""
+        return self._written_total + len(self._unwritten)
+
+    def submit(self, waiter: Waiter, packed: Packed) -> None:
+        """Queue one command; its reply goes to ``waiter``."""
+        self._queue.append(waiter)
+        self._unwritten.append(packed)
+
+    def submit_raw(self, waiter: Waiter, packed: Packed) -> None:
+        """Queue one command whose reply must not be decoded."""
+        self._raw += 1
+        self.submit(Raw(waiter), packed)
+
+    def withdraw(self, waiter: Waiter) -> Packed | None:
+        """Take back a command that was not written yet; returns its bytes, or None if it was."""
+        queue, unwritten = self._queue, self._unwritten
+        written = len(queue) - len(unwritten)
+        for index in range(len(queue) - 1, written - 1, -1):
+            if queue[index] is waiter:
+                del queue[index]
+                return unwritten.pop(index - written)
+        return None
+
+    def data_to_send(self, now: float) -> list[Packed]:
+        """Everything that was submitted since the last call; from ``now`` on it is written."""
+        unwritten = self._unwritten
+        if not unwritten:
+            return []
+        if len(self._queue) == len(unwritten):
+            self._batches.clear()  # nothing older is owed a reply
+        self._unwritten = []
+        self._written_total += len(unwritten)
+        self._batches.append((self._written_total, now))
+        return unwritten
+
+    # -- receiving -------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> None:
+        """Hand each reply in ``data`` to its waiter.
+
+        Raises ``ProtocolViolation`` when the connection can't be used any more; replies before
+        the offending bytes have been delivered.
+        """
+        reader = self._reader
+        gets = reader.gets
+        queue = self._queue
+        popleft = queue.popleft
+        not_enough, push_type = self._not_enough, self._push_type
+        raw = self._raw
+        try:
+            reader.feed(data)
+            while True:
+                try:
+                    # The decode flag acts in the middle of a reply too, so it is taken from the
+                    # head of the queue each time.
+                    reply = gets() if not raw else gets(not (queue and queue[0].__class__ is Raw))
+                except UnicodeDecodeError as exc:
+                    reply = exc  # hiredis has consumed this one reply: only its caller fails
+                if reply is not_enough:
+                    return
+                if reply.__class__ is push_type:  # before anything else: it subclasses list
+                    self._on_push(reply)
+                    continue
+                waiter = popleft()
+                if raw and waiter.__class__ is Raw:
+                    raw = self._raw = raw - 1
+                if waiter.done():
+                    continue  # cancelled or timed out: its place was kept for this reply
+                if isinstance(reply, Exception):
+                    waiter.set_exception(reply)
+                else:
+                    waiter.set_result(reply)
+        except IndexError:
+            text = f"a reply that nobody asked for: {reply!r:.120}"
+            raise ProtocolViolation(text) from None
+        except ProtocolViolation:
+            raise
+        except Exception as exc:
+            raise ProtocolViolation(f"unreadable reply: {exc}") from exc
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def oldest_written_at(self) -> float | None:
+        """When the oldest command that is still owed a reply was written; None if there is none.
+
+        A place whose caller is gone counts: its reply is due all the same.
+        """
+        self._forget_answered_batches()
+        return self._batches[0][1] if self._batches else None
+
+    def expire(
+        self,
+        written_before: float,
+        *,
+        ahead_of: int | None,
+        make_error: Callable[[], CommandTimeoutError],
+    ) -> int:
+        """Fail the callers of commands written before that moment; their places stay.
+
+        ``ahead_of`` is the position of an unanswered AUTH: what stands behind it is not late.
+        Returns how many callers failed.
+        """
+        self._forget_answered_batches()
+        end = 0
+        for batch_end, written_at in self._batches:
+            if written_at > written_before:
+                break
+            end = batch_end
+        if ahead_of is not None:
+            end = min(end, ahead_of)
+        first = self._written_total - (len(self._queue) - len(self._unwritten))
+        failed = 0
+        for index in range(end - first):
+            waiter = self._queue[index]
+            if not waiter.done():
+                waiter.set_exception(make_error())
+                failed += 1
+        return failed
+
+    def restart_clock_behind(self, position: int, now: float) -> None:
+        """Count the waiting time of everything behind ``position`` from ``now``: AUTH answered."""
+        self._batches = deque(
+            (end, now if end > position else written_at) for end, written_at in self._batches
+        )
+
+    def _forget_answered_batches(self) -> None:
+        answered = self._written_total - (len(self._queue) - len(self._unwritten))
+        batches = self._batches
+        while batches and batches[0][0] <= answered:
+            batches.popleft()
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def connection_lost(self, make_error: Callable[[bool], ConnectionLostError]) -> None:
+        """Give every waiter an error of its own; ``make_error`` is told whether it was written."""
+        queue, written = self._queue, len(self._queue) - len(self._unwritten)
+        self._queue = deque()
+        self._unwritten = []
+        self._batches.clear()
+        self._raw = 0
+        for index, waiter in enumerate(queue):
+            if not waiter.done():
+                waiter.set_exception(make_error(index < written))

@@ -1,0 +1,359 @@
+"""Re-authentication: each newer token becomes an AUTH on every living connection, in time.
+
+A connection's ledger says which token the server holds for it and how the last AUTH went. Its
+state moves by this table and no other way::
+
+    AUTHENTICATED     holds the newest token it was asked to hold
+        | a newer token is sent                        | a replacement has authenticated
+        v                                              v
+    REAUTHENTICATING  AUTH is in the FIFO          DRAINING  in-flight commands finish here
+        | refused, or unanswered for AUTH_TIMEOUT      |
+        v                                              v
+    STALE             the session goes on          CLOSED    final
+
+The task that drives it (``Reauthenticator``) listens to the token source. It never touches the
+commands that are under way: AUTH takes its place in their queue, no drain and no lock. Where the
+server is slow to validate tokens, an AUTH in the queue would hold up what stands behind it, so
+the next rotation is make-before-break: a replacement signs in beside the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from .._events import (
+    ConnectionState,
+    ConnectionStatus,
+    EventHub,
+    Reauthenticated,
+    ReauthenticationFailed,
+    RefreshFailed,
+)
+from .._redaction import without_tracebacks
+from .._schedule import reauth_deadline, reauth_delay
+from ..errors import ConnectionLostError
+
+if TYPE_CHECKING:
+    from .._broadcast import Subscription
+    from .._source import TokenSource
+    from .._token import Token
+
+__all__ = ["TRANSITIONS", "Ledger", "Reauthenticator"]
+
+logger = logging.getLogger("aioentra_redis.reauth")
+
+AUTH_TIMEOUT: Final = 15.0
+"""Seconds after which an unanswered AUTH leaves the connection STALE; the service itself gives up
+on validating a token after 10 s (Microsoft's guide for client libraries)."""
+
+SLOW_AUTH: Final = 0.25
+"""Seconds; where the last AUTH or handshake took longer, the next rotation is make-before-break."""
+
+UNANSWERED_AUTH: Final = 1.0
+"""Seconds after which a replacement is begun beside an AUTH that has no answer yet."""
+
+FIRST_PROBE: Final = 1.0
+LAST_PROBE: Final = 30.0
+"""Seconds until a refused token is tried again on a connection that lives on: doubled each time,
+between these bounds. It costs the identity provider nothing."""
+
+TRANSITIONS: Final[dict[ConnectionState, frozenset[ConnectionState]]] = {
+    ConnectionState.AUTHENTICATED: frozenset(
+        {ConnectionState.REAUTHENTICATING, ConnectionState.DRAINING, ConnectionState.CLOSED}
+    ),
+    ConnectionState.REAUTHENTICATING: frozenset(
+        {
+            ConnectionState.AUTHENTICATED,
+            ConnectionState.STALE,
+            ConnectionState.DRAINING,
+            ConnectionState.CLOSED,
+        }
+    ),
+    ConnectionState.STALE: frozenset(
+        {
+            ConnectionState.AUTHENTICATED,  # the answer came after all
+            ConnectionState.REAUTHENTICATING,
+            ConnectionState.DRAINING,
+            ConnectionState.CLOSED,
+        }
+    ),
+    ConnectionState.DRAINING: frozenset({ConnectionState.CLOSED}),
+    ConnectionState.CLOSED: frozenset(),
+}
+
+
+class Ledger:
+    """What one connection holds: the token, its state, and how the last AUTH went.
+
+    ``token`` is None where no token source is used. Latencies are in seconds.
+    """
+
+    def __init__(self, connection: str, token: Token | None, latency: float) -> None:
+        self.connection = connection
+        self.state = ConnectionState.AUTHENTICATED
+        self.token = token
+        self.last_auth_at: float | None = token.first_seen if token else None
+        self.last_auth_latency = latency
+        self.reauthentications = 0
+
+    def move_to(self, state: ConnectionState) -> None:
+        """The one setter of the state; raises RuntimeError on a transition not in the table."""
+        if state not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"{self.connection} can't go from {self.state} to {state}")
+        logger.debug("%s: %s -> %s", self.connection, self.state.value, state.value)
+        self.state = state
+
+    def accepted(self, token: Token, *, now: float, latency: float) -> None:
+        """The server has taken ``token``."""
+        self.token = token
+        self.last_auth_at = now
+        self.last_auth_latency = latency
+        self.reauthentications += 1
+        self.move_to(ConnectionState.AUTHENTICATED)
+
+    def close(self) -> None:
+        """The connection is gone."""
+        if self.state is not ConnectionState.CLOSED:
+            self.move_to(ConnectionState.CLOSED)
+
+    def status(self, *, host: str, in_flight: int) -> ConnectionStatus:
+        """A snapshot."""
+        token = self.token
+        return ConnectionStatus(
+            connection=self.connection,
+            host=host,
+            state=self.state,
+            token_version=token.version if token else None,
+            token_expires_on=token.expires_on if token else None,
+            last_auth_at=self.last_auth_at,
+            last_auth_latency=self.last_auth_latency,
+            in_flight=in_flight,
+            reauthentications=self.reauthentications,
+        )
+
+
+class AuthenticatedConnection(Protocol):
+    """What the task needs of a connection."""
+
+    name: str
+    host: str
+    ledger: Ledger
+    closed: bool
+
+    def authenticate(self, token: Token) -> asyncio.Future[Any]: ...
+    def stop_waiting_for_auth(self) -> None: ...
+
+
+class Replacer(Protocol):
+    """Opens a replacement that signs in with the newest token, then lets the old one drain.
+
+    Raises where no replacement could be had; the old connection is untouched then.
+    """
+
+    async def __call__(self, old: Any, reason: str) -> None: ...
+
+
+class Rotation(enum.Enum):
+    """The two ways to give a connection a newer token."""
+
+    IN_PLACE = "in place"
+    MAKE_BEFORE_BREAK = "make before break"
+
+
+def rotation_for(latency: float) -> Rotation:
+    """Which way to go, from how long the server took to validate the last token."""
+    return Rotation.MAKE_BEFORE_BREAK if latency > SLOW_AUTH else Rotation.IN_PLACE
+
+
+@dataclass(slots=True)
+class Probe:
+    """When to try a refused token again."""
+
+    delay: float | None = None
+
+    def refused(self) -> None:
+        self.delay = min(LAST_PROBE, self.delay * 2) if self.delay else FIRST_PROBE
+
+    def accepted(self) -> None:
+        self.delay = None
+
+
+class Reauthenticator:
+    """Keeps one connection authenticated; ``run`` is its task.
+
+    It starts after the version that the handshake used, so that no AUTH follows a connect. It ends
+    with the connection, when a replacement has taken over, or when the source is closed.
+    """
+
+    def __init__(
+        self,
+        connection: AuthenticatedConnection,
+        source: TokenSource,
+        *,
+        replace: Replacer,
+        hub: EventHub,
+    ) -> None:
+        token = connection.ledger.token
+        self._connection = connection
+        self._ledger = connection.ledger
+        self._source = source
+        self._subscription: Subscription = source.subscribe(after=token.version if token else None)
+        self._replace = replace
+        self._hub = hub
+        self._probe = Probe()
+
+    async def run(self) -> None:
+        """Give the connection each newer token, until either ends. Cancelling it is clean."""
+        try:
+            while await self._newer_token_or_probe():
+                if self._ended:
+                    return
+                await self._rotate()
+        finally:
+            self._subscription.close()
+
+    @property
+    def _ended(self) -> bool:
+        return self._ledger.state in (ConnectionState.DRAINING, ConnectionState.CLOSED)
+
+    async def _newer_token_or_probe(self) -> bool:
+        """Wait for something to do; False when the source is closed."""
+        while True:
+            try:
+                async with asyncio.timeout(self._probe.delay):
+                    news = await anext(self._subscription)
+            except TimeoutError:
+                return True
+            except StopAsyncIteration:
+                return False
+            if not isinstance(news, RefreshFailed):
+                return True
+
+    async def _rotate(self) -> None:
+        held = self._ledger.token
+        assert held is not None
+        if self._probe.delay is None:
+            # Spread the AUTHs of many connections: each waits its own share of the time that is
+            # left until Microsoft's three minutes before the expiry of the token it holds.
+            await asyncio.sleep(reauth_delay(held, self._source.now()))
+        token = self._source.current  # the newest by now
+        if token is None or token.version <= held.version or self._ended:
+            return
+        if rotation_for(self._ledger.last_auth_latency) is Rotation.MAKE_BEFORE_BREAK:
+            if await self._make_before_break(held):
+                return
+            token = self._source.current or token
+        if not self._ended:
+            await self._in_place(token)
+
+    async def _make_before_break(self, held: Token) -> bool:
+        """Try for a replacement until the held token's deadline; False if none could be had."""
+        delay = 0.1
+        while not self._ended:
+            try:
+                await self._replace(self._connection, "the server validates tokens slowly")
+            except Exception as exc:
+                error = without_tracebacks(exc)
+                logger.warning("%s: no replacement yet: %s", self._connection.name, error)
+                left = reauth_deadline(held) - self._source.now()
+                if left <= delay:
+                    return False
+                await asyncio.sleep(random.uniform(0.5, 1) * delay)
+                delay = min(delay * 2, 5.0)
+            else:
+                return True
+        return True
+
+    async def _in_place(self, token: Token) -> None:
+        """AUTH in the connection's own queue; beside it a replacement if the answer is late."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        self._ledger.move_to(ConnectionState.REAUTHENTICATING)
+        try:
+            answer = self._connection.authenticate(token)
+        except ConnectionLostError:
+            return  # its loss is dealt with elsewhere
+        replacement: asyncio.Task[None] | None = None
+        try:
+            await asyncio.wait({answer}, timeout=UNANSWERED_AUTH)
+            if not answer.done():
+                replacement = loop.create_task(
+                    self._replace(self._connection, "an AUTH had no answer after 1 s")
+                )
+                await asyncio.wait(
+                    {answer, replacement},
+                    timeout=AUTH_TIMEOUT - UNANSWERED_AUTH,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if replacement.done() and not answer.done() and not self._ended:
+                    # No replacement to be had: all hope is on the answer.
+                    left = AUTH_TIMEOUT - (loop.time() - started)
+                    await asyncio.wait({answer}, timeout=max(0.0, left))
+        finally:
+            if replacement is not None:
+                await _settle(replacement, cancel=answer.done())
+            if not answer.done():
+                answer.add_done_callback(
+                    lambda late: self._answered(late, token, loop.time() - started)
+                )
+        if self._ended:
+            return
+        if answer.done():
+            self._answered(answer, token, loop.time() - started)
+        else:
+            self._connection.stop_waiting_for_auth()
+            self._failed(token, TimeoutError(f"AUTH had no answer after {AUTH_TIMEOUT:g} s"))
+
+    def _answered(self, answer: asyncio.Future[Any], token: Token, latency: float) -> None:
+        """Learn the outcome of an AUTH, in time or late."""
+        if answer.cancelled() or self._ended:
+            if not answer.cancelled():
+                answer.exception()
+            return
+        error = answer.exception()
+        if error is None:
+            held = self._ledger.token
+            if held is not None and token.version < held.version:
+                return
+            if self._ledger.state is ConnectionState.AUTHENTICATED:
+                return
+            self._probe.accepted()
+            self._ledger.accepted(token, now=self._source.now(), latency=latency)
+            connection = self._connection
+            self._hub.emit(
+                Reauthenticated(connection.name, connection.host, token.version, latency)
+            )
+        elif not isinstance(error, ConnectionLostError):
+            self._failed(token, without_tracebacks(error))
+
+    def _failed(self, token: Token, error: BaseException) -> None:
+        """The token was refused, or nothing is known of it: the session goes on as it was."""
+        connection = self._connection
+        logger.warning(
+            "%s to %s: AUTH with token version %d failed, going on with the former token: %s",
+            connection.name,
+            connection.host,
+            token.version,
+            error,
+        )
+        self._probe.refused()
+        if self._ledger.state is not ConnectionState.STALE:
+            self._ledger.move_to(ConnectionState.STALE)
+        if isinstance(error, Exception):
+            self._hub.emit(
+                ReauthenticationFailed(connection.name, connection.host, token.version, error)
+            )
+
+
+async def _settle(task: asyncio.Task[None], *, cancel: bool) -> None:
+    """See a task to its end without raising; a failure was reported by whoever failed."""
+    if cancel:
+        task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.debug("no replacement: %s", without_tracebacks(error))

@@ -1,0 +1,198 @@
+"""Where each command goes: on the shared connection, on a dedicated one, or nowhere.
+
+Command flags of the server do not suffice (nothing marks a change of connection state), so this
+is a table. A name that stands in no table is shared: module commands and those that a newer
+server brings work without a release of ours.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = [
+    "READ_ONLY",
+    "REMEDIES",
+    "Route",
+    "command_words",
+    "is_read_only",
+    "remedy",
+    "route",
+    "static_route",
+]
+
+
+class Route(enum.Enum):
+    """What happens to a command."""
+
+    SHARED = "shared"
+    """In the FIFO of the multiplexed connection, among everybody's commands."""
+
+    DEDICATED = "dedicated"
+    """On a connection of its own for the time of the command: it would stall everyone, or it has
+    to overtake a shared connection that is stuck."""
+
+    LAST = "last"
+    """On a dedicated connection that is closed afterwards: the command ends or resets it."""
+
+    REFUSED = "refused"
+    """Nowhere: it would desynchronise the shared connection or change it for every caller."""
+
+
+def _names(table: str, separator: str | None = None) -> frozenset[str]:
+    return frozenset(" ".join(name.split()) for name in table.split(separator))
+
+
+BLOCKING = _names("BLPOP BRPOP BRPOPLPUSH BLMOVE BLMPOP BLMOVEM BZPOPMIN BZPOPMAX BZMPOP")
+BLOCKING_WITH_BLOCK = frozenset(("XREAD", "XREADGROUP", "TS.READ"))
+
+# A server that is busy with a script or has paused its clients never reads what stands behind
+# other commands: these must come over a connection of their own.
+OUT_OF_BAND = frozenset(
+    (
+        "CLIENT KILL",
+        "CLIENT UNBLOCK",
+        "CLIENT UNPAUSE",
+        "FUNCTION KILL",
+        "FUNCTION STATS",
+        "SCRIPT KILL",
+    )
+)
+
+# HIMPORT SET needs its field set prepared on the connection that it runs on.
+STATE_OF_A_CONNECTION = frozenset(("HIMPORT SET",))
+
+LAST_COMMANDS = frozenset(("HELLO", "QUIT", "RESET", "SHUTDOWN"))
+
+_OWN_CONNECTION = "use `async with redis.client() as connection:`, a connection of your own"
+_PIPELINE = "use `redis.pipeline(transaction=True)` or `redis.transaction(...)`"
+_PUBSUB = "use `redis.pubsub()`"
+_DATABASE = "set `db=` when the client is made (Azure Managed Redis has database 0 only)"
+_REPLICATION = "replication and cluster handshakes have no use on a shared connection"
+_HIMPORT = "use redis-py's `himport_*` methods"
+
+REMEDIES: dict[str, str] = {
+    "SELECT": _DATABASE,
+    "MULTI": _PIPELINE,
+    "EXEC": _PIPELINE,
+    "DISCARD": _PIPELINE,
+    "WATCH": _PIPELINE,
+    "UNWATCH": _PIPELINE,
+    "SUBSCRIBE": _PUBSUB,
+    "PSUBSCRIBE": _PUBSUB,
+    "SSUBSCRIBE": _PUBSUB,
+    "UNSUBSCRIBE": _PUBSUB,
+    "PUNSUBSCRIBE": _PUBSUB,
+    "SUNSUBSCRIBE": _PUBSUB,
+    "MONITOR": "use `redis.monitor()`",
+    "SYNC": _REPLICATION,
+    "PSYNC": _REPLICATION,
+    "REPLCONF": _REPLICATION,
+    "ASKING": _REPLICATION,
+    "READONLY": _REPLICATION,
+    "READWRITE": _REPLICATION,
+    "CLIENT REPLY": "the shared connection needs every reply; " + _OWN_CONNECTION,
+    "CLIENT TRACKING": _OWN_CONNECTION,
+    "CLIENT CACHING": _OWN_CONNECTION,
+    "SCRIPT DEBUG": _OWN_CONNECTION,
+    "HIMPORT PREPARE": _HIMPORT,
+    "HIMPORT DISCARD": _HIMPORT,
+    "HIMPORT DISCARDALL": _HIMPORT,
+    # On another connection than the write, WAIT was measured to give a false durability answer.
+    "WAIT": "it answers for the writes of its own connection only; " + _OWN_CONNECTION,
+    "WAITAOF": "it answers for the writes of its own connection only; " + _OWN_CONNECTION,
+}
+"""The refused commands, each with what to use instead."""
+
+_CONTAINERS = frozenset(
+    name.split()[0] for name in (*REMEDIES, *OUT_OF_BAND, *STATE_OF_A_CONNECTION) if " " in name
+)
+"""Commands whose route depends on their subcommand."""
+
+READ_ONLY = _names(
+    """
+    BITCOUNT BITFIELD_RO BITPOS DBSIZE DUMP ECHO EVALSHA_RO EVAL_RO EXISTS EXPIRETIME FCALL_RO
+    GEODIST GEOHASH GEOPOS GEORADIUSBYMEMBER_RO GEORADIUS_RO GEOSEARCH GET GETBIT GETRANGE HEXISTS
+    HEXPIRETIME HGET HGETALL HKEYS HLEN HMGET HPEXPIRETIME HPTTL HRANDFIELD HSCAN HSTRLEN HTTL
+    HVALS INFO KEYS LASTSAVE LCS LINDEX LLEN LOLWUT LPOS LRANGE MGET PEXPIRETIME PFCOUNT PING PTTL
+    RANDOMKEY ROLE SCAN SCARD SDIFF SINTER SINTERCARD SISMEMBER SMEMBERS SMISMEMBER SORT_RO
+    SRANDMEMBER SSCAN STRLEN SUBSTR SUNION TIME TTL TYPE VCARD VDIM VEMB VGETATTR VINFO VISMEMBER
+    VLINKS VRANDMEMBER VSIM XLEN XPENDING XRANGE XREVRANGE ZCARD ZCOUNT ZDIFF ZINTER ZINTERCARD
+    ZLEXCOUNT ZMSCORE ZRANDMEMBER ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZRANK ZREVRANGE ZREVRANGEBYLEX
+    ZREVRANGEBYSCORE ZREVRANK ZSCAN ZSCORE ZUNION XREAD
+    """
+) | _names(
+    """
+        ACL CAT|ACL GETUSER|ACL LIST|ACL USERS|ACL WHOAMI|CLIENT GETNAME|CLIENT ID|CLIENT INFO|
+        CLIENT LIST|CLIENT TRACKINGINFO|CLUSTER INFO|CLUSTER NODES|CLUSTER SHARDS|CLUSTER SLOTS|
+        COMMAND COUNT|COMMAND DOCS|COMMAND GETKEYS|COMMAND INFO|COMMAND LIST|CONFIG GET|
+        FUNCTION DUMP|FUNCTION LIST|LATENCY HISTORY|LATENCY LATEST|MEMORY STATS|MEMORY USAGE|
+        MODULE LIST|OBJECT ENCODING|OBJECT FREQ|OBJECT IDLETIME|OBJECT REFCOUNT|PUBSUB CHANNELS|
+        PUBSUB NUMPAT|PUBSUB NUMSUB|PUBSUB SHARDCHANNELS|PUBSUB SHARDNUMSUB|SCRIPT EXISTS|
+        SLOWLOG GET|SLOWLOG LEN|XINFO CONSUMERS|XINFO GROUPS|XINFO STREAM
+    """,
+    separator="|",
+)
+"""Commands that change nothing, so that a lost reply allows to send them again (COMMAND of
+Redis 8.2 with the flag ``readonly``, and the ones that only ask the server about itself)."""
+
+
+def _text(word: Any) -> str:
+    if isinstance(word, (bytes, bytearray, memoryview)):
+        return bytes(word).decode("latin-1")
+    return str(word)
+
+
+def command_words(args: Sequence[Any]) -> str:
+    """The command's name with its subcommand, upper case, as the tables spell it.
+
+    redis-py passes both ``("CLIENT LIST",)`` and ``("CLIENT", "LIST")``.
+    """
+    words = _text(args[0]).upper().split()
+    if len(words) == 1 and len(args) > 1 and words[0] in _CONTAINERS:
+        words.append(_text(args[1]).upper())
+    return " ".join(words[:2])
+
+
+def static_route(words: str) -> Route | None:
+    """The route that follows from a command's name alone, or None where its arguments decide."""
+    first = words.partition(" ")[0]
+    if first in BLOCKING_WITH_BLOCK or words in _CONTAINERS:
+        return None
+    if first in REMEDIES or words in REMEDIES:
+        return Route.REFUSED
+    if first in BLOCKING or words in OUT_OF_BAND or words in STATE_OF_A_CONNECTION:
+        return Route.DEDICATED
+    if first in LAST_COMMANDS:
+        return Route.LAST
+    return Route.SHARED
+
+
+def route(args: Sequence[Any]) -> Route:
+    """Where the command ``args`` goes."""
+    words = command_words(args)
+    if words.partition(" ")[0] in BLOCKING_WITH_BLOCK:
+        arguments = (*_text(args[0]).split()[1:], *args[1:])
+        return Route.DEDICATED if _has_block(arguments) else Route.SHARED
+    return static_route(words) or Route.SHARED
+
+
+def _has_block(arguments: Sequence[Any]) -> bool:
+    for argument in arguments:
+        word = _text(argument).upper() if isinstance(argument, (str, bytes)) else ""
+        if word == "BLOCK":
+            return True
+        if word == "STREAMS":  # what follows are keys, one of which may be called "BLOCK"
+            return False
+    return False
+
+
+def is_read_only(words: str) -> bool:
+    """Whether the command may be sent again after its reply was lost."""
+    return words in READ_ONLY or words.partition(" ")[0] in READ_ONLY
+
+
+def remedy(words: str) -> str:
+    """What to use instead of a refused command."""
+    return REMEDIES.get(words) or REMEDIES[words.partition(" ")[0]]

@@ -1,0 +1,463 @@
+"""Everything that we know of redis-py's insides; no other module touches them.
+
+Three things are borrowed from redis-py: its connection classes perform the handshake (TCP, TLS,
+HELLO, AUTH, SELECT, names), its parser turns error replies into its exceptions, and its encoder
+packs what hiredis' packer does not take. What this module adds is a hand-over: once a connection
+is authenticated, its socket is given to a protocol of ours (``Dialed.adopt``).
+
+``SignIn`` is how a redis-py connection gets its token: a credential provider that also carries
+what all connections of a client share, the TLS context and the rule about plaintext.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import functools
+import logging
+import ssl
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import hiredis
+import redis.asyncio
+from redis._parsers.hiredis import NOT_ENOUGH_DATA, _AsyncHiredisParser
+from redis.asyncio.connection import AbstractConnection, SSLConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.client import EMPTY_RESPONSE, NEVER_DECODE
+from redis.credentials import CredentialProvider
+
+from ._options import check_tls, is_loopback
+from .errors import ConfigurationError, InsecureConnectionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ._multiplex._engine import Packed, Reader
+    from ._source import TokenSource
+    from ._token import Token
+
+__all__ = [
+    "EMPTY_RESPONSE",
+    "NEVER_DECODE",
+    "Dialed",
+    "SignIn",
+    "attach",
+    "attached",
+    "check_connection_options",
+    "command_options",
+    "default_to_resp3",
+    "detach",
+    "dial",
+    "pool_endpoint",
+    "pool_from_url",
+    "retry_delays",
+    "run_last_command",
+    "server_mode",
+    "sign_in_with",
+    "signs_in_with",
+]
+
+logger = logging.getLogger("aioentra_redis.connection")
+
+CHUNK = 6000
+"""Arguments longer than this, in bytes, are written uncopied as chunks of their own; it is
+redis-py's own limit."""
+
+HANDSHAKE_TIMEOUT = 15.0
+"""Seconds that each reply of the handshake may take. Azure may need seconds to validate a token,
+and gives up after 10 itself; ``socket_timeout`` is meant for commands."""
+
+
+# -- signing in ----------------------------------------------------------------------------------
+
+
+class SharedTLS:
+    """The one SSLContext of a client: loading the CA store takes about 20 ms of a core."""
+
+    def __init__(self, *, allow_insecure: bool) -> None:
+        self._allow_insecure = allow_insecure
+        self._lock = threading.Lock()
+        self.context: ssl.SSLContext | None = None
+
+    async def prepare(self, connection: SSLConnection) -> None:
+        """Give ``connection`` the shared context, which the first caller builds in a thread."""
+        if self.context is None:
+            await asyncio.to_thread(self._build, connection)
+        connection.ssl_context.context = self.context
+
+    def _build(self, connection: SSLConnection) -> None:
+        with self._lock:
+            if self.context is not None:
+                return
+            context = connection.ssl_context.get()
+            if not self._allow_insecure:
+                # Whatever redis-py's version defaults to: 5.x does not check host names.
+                context.check_hostname = True
+                context.verify_mode = ssl.CERT_REQUIRED
+                if context.minimum_version < ssl.TLSVersion.TLSv1_2:
+                    context.minimum_version = ssl.TLSVersion.TLSv1_2
+            self.context = context
+
+
+class SignIn(CredentialProvider):
+    """Gives each connection of a client its token, and remembers which one."""
+
+    def __init__(
+        self,
+        source: TokenSource,
+        *,
+        tls: SharedTLS,
+        allow_plaintext: bool,
+        username: str | None = None,
+    ) -> None:
+        self.source = source
+        self.tls = tls
+        self.allow_plaintext = allow_plaintext
+        self.username = username
+        self.token: Token | None = None
+
+    def for_one_connection(self) -> SignIn:
+        """A provider for one connection, which shares everything but the token."""
+        one = copy.copy(self)
+        one.token = None
+        return one
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        """The user name and the token to sign in with; raises what ``TokenSource.get`` raises.
+
+        A user name that was configured and is not the token's is a ``ConfigurationError``: nothing
+        was sent.
+        """
+        token = await self.source.get()
+        if self.username is not None and self.username.lower() != token.username.lower():
+            raise ConfigurationError(
+                f"the user name {self.username!r} is not the object ID that the token is for, "
+                f"{token.username!r}. Azure wants the object ID (oid) of the user, service "
+                "principal or managed identity, not its name or client ID: leave the user name out"
+            )
+        self.token = token
+        return (token.username, token.secret)
+
+    def get_credentials(self) -> tuple[str, str]:
+        """Refuses: a synchronous client would have to block on the token source's loop."""
+        raise ConfigurationError("this credential provider serves asyncio connections only")
+
+    def __repr__(self) -> str:
+        return f"<SignIn {self.source!r}>"
+
+
+class _SignedIn:
+    """What connections of ours add to redis-py's: the shared TLS context and the plaintext rule."""
+
+    credential_provider: SignIn
+    _writer: asyncio.StreamWriter | None
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.credential_provider = self.credential_provider.for_one_connection()
+        self.transport_ready_at = 0.0
+
+    async def _connect(self) -> None:
+        sign_in = self.credential_provider
+        if isinstance(self, SSLConnection):
+            await sign_in.tls.prepare(self)
+        await super()._connect()  # type: ignore[misc]
+        self.transport_ready_at = asyncio.get_running_loop().time()
+        if not isinstance(self, SSLConnection) and not sign_in.allow_plaintext:
+            self._refuse_plaintext_to_others()
+
+    def _refuse_plaintext_to_others(self) -> None:
+        assert self._writer is not None
+        peer = self._writer.get_extra_info("peername")
+        if isinstance(peer, tuple) and not is_loopback(str(peer[0])):
+            self._writer.transport.abort()
+            raise InsecureConnectionError(
+                f"the plaintext connection reached {peer[0]}, which is not this machine; it was "
+                "closed before the token was sent. Use rediss://"
+            )
+
+
+@functools.cache
+def _signed_in_class(base: type[AbstractConnection]) -> type[AbstractConnection]:
+    """redis-py's connection class with our additions; one class per base, whatever the pool."""
+    return type(f"Entra{base.__name__}", (_SignedIn, base), {"__module__": __name__})
+
+
+def sign_in_with(
+    pool: redis.asyncio.ConnectionPool,
+    source: TokenSource,
+    *,
+    allow_plaintext: bool,
+    allow_insecure_tls: bool,
+) -> None:
+    """Make every connection that ``pool`` opens from now on sign in with tokens of ``source``."""
+    kwargs = pool.connection_kwargs
+    check_tls(kwargs, allow_insecure_tls=allow_insecure_tls)
+    if kwargs.pop("password", None) is not None:
+        raise ConfigurationError(
+            "a password (access key) and an Entra token source exclude each other: remove the "
+            "password from the URL or the keywords"
+        )
+    kwargs["credential_provider"] = SignIn(
+        source,
+        tls=SharedTLS(allow_insecure=allow_insecure_tls),
+        allow_plaintext=allow_plaintext,
+        username=kwargs.pop("username", None),
+    )
+    pool.connection_class = _signed_in_class(pool.connection_class)
+
+
+def signs_in_with(pool: redis.asyncio.ConnectionPool) -> TokenSource | None:
+    """The token source of the pool's connections, None if they sign in in redis-py's own ways."""
+    provider = pool.connection_kwargs.get("credential_provider")
+    return provider.source if isinstance(provider, SignIn) else None
+
+
+# -- pools ---------------------------------------------------------------------------------------
+
+
+def pool_from_url(url: str, kwargs: Mapping[str, Any]) -> redis.asyncio.ConnectionPool:
+    """redis-py's pool for a URL and keywords of redis-py's."""
+    return redis.asyncio.ConnectionPool.from_url(url, **kwargs)
+
+
+def pool_endpoint(pool: redis.asyncio.ConnectionPool) -> tuple[str, int, bool]:
+    """Host (or socket path), port and whether TLS is used, of the connections of ``pool``."""
+    kwargs = pool.connection_kwargs
+    tls = issubclass(pool.connection_class, SSLConnection)
+    if "path" in kwargs:
+        return str(kwargs["path"]), 0, False
+    return str(kwargs.get("host", "localhost")), int(kwargs.get("port", 6379)), tls
+
+
+def check_connection_options(pool: redis.asyncio.ConnectionPool) -> None:
+    """Raise what redis-py raises for options that its connections don't take.
+
+    Only a pool of ours is asked: somebody else's may hold a class whose making does things.
+    """
+    if attached(pool) is None and pool.connection_class.__module__ in (__name__, _CONNECTIONS):
+        pool.connection_class(**pool.connection_kwargs)
+
+
+_CONNECTIONS = AbstractConnection.__module__
+
+
+def attach(pool: redis.asyncio.ConnectionPool, multiplexed: object) -> None:
+    """Remember the pool's multiplexed connection on it: clients that share a pool share both."""
+    pool._aioentra_multiplexed = multiplexed
+
+
+def detach(pool: redis.asyncio.ConnectionPool) -> None:
+    """Undo ``attach``."""
+    pool._aioentra_multiplexed = None
+
+
+def attached(pool: redis.asyncio.ConnectionPool) -> Any:
+    """What ``attach`` left on the pool, or None."""
+    return getattr(pool, "_aioentra_multiplexed", None)
+
+
+def default_to_resp3(kwargs: dict[str, Any]) -> None:
+    """Ask for RESP3 unless the user chose.
+
+    redis-py 8 does so by itself, and naming the protocol there would change the shape of replies.
+    """
+    if int(redis.__version__.partition(".")[0]) < 8:
+        kwargs.setdefault("protocol", 3)
+
+
+# -- commands ------------------------------------------------------------------------------------
+
+
+def command_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that go on to a response callback: redis-py's own markers are taken out."""
+    options.pop("keys", None)
+    options.pop(NEVER_DECODE, None)
+    options.pop(EMPTY_RESPONSE, None)
+    return options
+
+
+async def run_last_command(
+    client: redis.asyncio.Redis, args: tuple[Any, ...], options: dict[str, Any]
+) -> Any:
+    """Run a command that ends or resets its connection on one of the pool's, then close that."""
+    pool = client.connection_pool
+    connection = await pool.get_connection()
+    try:
+        return await client._send_command_parse_response(connection, args[0], *args, **options)
+    finally:
+        try:
+            await connection.disconnect(nowait=True)
+        finally:
+            await pool.release(connection)
+
+
+def server_mode(hello: Any) -> str | None:
+    """The ``mode`` in HELLO's reply, a map with RESP3 and a flat list with RESP2."""
+    if isinstance(hello, list):
+        hello = dict(zip(hello[::2], hello[1::2], strict=False))
+    if not isinstance(hello, dict):
+        return None
+    mode = hello.get("mode", hello.get(b"mode"))
+    return mode.decode() if isinstance(mode, bytes) else mode
+
+
+def retry_delays(retry: Any) -> list[float]:
+    """The waits, in seconds, between the attempts that a user's redis-py ``Retry`` allows."""
+    retry = Retry(retry._backoff, retry._retries)
+    retry._backoff.reset()
+    return [max(0.0, retry._backoff.compute(n)) for n in range(1, max(0, retry._retries) + 1)]
+
+
+def _packer(connection: AbstractConnection) -> Callable[[tuple[Any, ...]], Packed]:
+    """How commands become bytes on this connection; raises redis-py's DataError.
+
+    hiredis' packer is about five times as fast as redis-py's, and the latter takes everything:
+    other encodings, memoryviews, the refusal of None and bool.
+    """
+    general: Callable[..., list[bytes]] = connection.pack_command
+    encoder = connection.encoder
+    utf8 = encoder.encoding.lower().replace("_", "-") in ("utf-8", "utf8")
+    if not utf8 or encoder.encoding_errors != "strict":
+        return lambda args: general(*args)
+
+    def pack(
+        args: tuple[Any, ...],
+        hiredis_pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command,
+    ) -> Packed:
+        for arg in args:
+            kind = arg.__class__
+            if kind is str or kind is bytes:
+                if len(arg) > CHUNK:
+                    return general(*args)
+            elif kind is not int and kind is not float:
+                return general(*args)
+        return hiredis_pack(args)
+
+    return pack
+
+
+# -- the hand-over -------------------------------------------------------------------------------
+
+
+_PUSH: type | None = getattr(hiredis, "PushNotification", None)  # hiredis < 3.2 has none
+
+
+@dataclass(slots=True)
+class Dialed:
+    """An authenticated connection that waits to be handed over.
+
+    ``handshake_seconds`` counts from the open transport to the last reply of the handshake, so it
+    is AUTH that it tells about, not DNS.
+    """
+
+    connection: AbstractConnection
+    transport: asyncio.Transport
+    pack: Callable[[tuple[Any, ...]], Packed]
+    reader: Reader
+    token: Token | None
+    host: str
+    handshake_seconds: float
+    not_enough: object = NOT_ENOUGH_DATA
+    push_type: type | None = _PUSH
+
+    @property
+    def socket_timeout(self) -> float | None:
+        """Seconds that a reply may take; read each time, maintenance notifications relax it."""
+        timeout: float | None = self.connection.socket_timeout
+        return timeout
+
+    @property
+    def health_check_interval(self) -> float:
+        """Seconds without traffic after which redis-py's user wants a PING; 0 for never."""
+        return float(self.connection.health_check_interval or 0)
+
+    def adopt(self, protocol: asyncio.Protocol) -> tuple[bytes, bool]:
+        """Hand the socket over to ``protocol``.
+
+        Returns the bytes that redis-py's stream reader held unread, and whether it saw the end.
+        """
+        stream = self.connection._reader
+        unread = bytes(stream._buffer)
+        stream._buffer.clear()
+        self.transport.set_protocol(protocol)
+        if not self.transport.is_reading():
+            self.transport.resume_reading()  # the stream reader may have paused it
+        return unread, bool(stream._eof)
+
+    def release(self, original: asyncio.BaseProtocol, exc: Exception | None) -> None:
+        """Tell redis-py's objects that the connection is gone.
+
+        The original stream protocol has to hear of it, or ``StreamWriter.wait_closed()`` hangs;
+        the writer is let go of, because redis-py warns of connections that still have one.
+        """
+        original.connection_lost(exc)
+        connection = self.connection
+        connection._parser.on_disconnect()
+        connection._writer = connection._reader = None
+
+    async def dispatch_push(self, push: Any) -> None:
+        """Hand an out-of-band message (maintenance, invalidation) to redis-py's own handlers."""
+        try:
+            await self.connection._parser.handle_push_response(list(push))
+        except Exception:
+            logger.exception("a push notification handler of redis-py raised")
+
+
+async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
+    """Open one connection of the kind that ``pool`` makes, and sign in.
+
+    One attempt: redis-py's own retries are switched off, ours are around it. Raises whatever
+    redis-py or the token source raise. Cancelling it leaves no socket behind.
+    """
+    loop = asyncio.get_running_loop()
+    connection = pool.connection_class(**pool.connection_kwargs)
+    connection.retry = Retry(NoBackoff(), 0)
+    socket_timeout = connection.socket_timeout
+    if socket_timeout is not None:
+        connection.socket_timeout = max(socket_timeout, HANDSHAKE_TIMEOUT)
+    started = loop.time()
+    try:
+        await connection.connect()
+    except BaseException:
+        _drop(connection)
+        raise
+    connection.socket_timeout = socket_timeout
+    finished = loop.time()
+    sign_in = connection.credential_provider
+    encoder = connection.encoder
+    parser = connection._parser
+    if isinstance(parser, _AsyncHiredisParser):
+        reader = parser._reader
+    else:  # the user chose a parser in Python: its stream can't be shared, its errors can
+        decoding = (
+            {"encoding": encoder.encoding, "errors": encoder.encoding_errors}
+            if encoder.decode_responses
+            else {}
+        )
+        reader = hiredis.Reader(
+            replyError=parser.parse_error, notEnoughData=NOT_ENOUGH_DATA, **decoding
+        )
+    return Dialed(
+        connection=connection,
+        transport=connection._writer.transport,
+        pack=_packer(connection),
+        reader=reader,
+        token=sign_in.token if isinstance(sign_in, SignIn) else None,
+        host=connection._host_error(),
+        handshake_seconds=finished - getattr(connection, "transport_ready_at", started),
+    )
+
+
+def _drop(connection: AbstractConnection) -> None:
+    """Close what a failed or cancelled handshake left open, at once."""
+    writer = connection._writer
+    connection._writer = connection._reader = None
+    if writer is not None:
+        with contextlib.suppress(Exception):
+            writer.transport.abort()
