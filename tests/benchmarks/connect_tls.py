@@ -132,7 +132,8 @@ def main() -> None:
     pin(CLIENT_CORE)
     with server() as port, tls_front(port) as endpoint:
         control = Control(port)
-        credential = LocalCredential(control, lifetime=3600)
+        control.accept_tokens()
+        credential = LocalCredential(lifetime=3600)
         results = run(
             lambda: measure(endpoint, credential, options.rounds, options.connects), options.loop
         )
