@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from fastapi import Depends
 
@@ -34,7 +34,11 @@ __all__ = ["Redis", "client", "get_redis", "lifespan"]
 
 
 def lifespan(
-    url: str | None = None, *, name: str = "redis", cluster: bool | str = False, **options: Any
+    url: str | None = None,
+    *,
+    name: str = "redis",
+    cluster: bool | Literal["auto"] = False,
+    **options: Any,
 ) -> Callable[[Any], AbstractAsyncContextManager[Mapping[str, Any]]]:
     """Make a lifespan that connects when the application starts and closes when it ends.
 
@@ -52,17 +56,22 @@ def lifespan(
                 yield {**state, "database": database}
     """
 
+    options["cluster"] = cluster
+
     @asynccontextmanager
     async def redis_lifespan(app: Any) -> AsyncIterator[Mapping[str, Any]]:
         # A lifespan may be run again (tests do so): each run gets a connect() of its own, which
         # can be entered once.
-        async with connect(url, cluster=cluster, **options) as redis:
+        async with connect(url, **options) as redis:
             yield {name: redis}
 
     return redis_lifespan
 
 
-def client(name: str) -> Callable[[HTTPConnection], Coroutine[Any, Any, EntraRedis]]:
+Dependency: TypeAlias = Callable[[HTTPConnection], Coroutine[Any, Any, EntraRedis]]
+
+
+def client(name: str) -> Dependency:
     """Make a dependency for the client that ``lifespan(..., name=name)`` opened.
 
     For a second client: ``Queue = Annotated[EntraRedis, Depends(client("queue"))]``.
@@ -94,7 +103,7 @@ def _missing(name: str) -> str:
     )
 
 
-get_redis = client("redis")
+get_redis: Dependency = client("redis")
 """The dependency behind ``Redis``; override it in tests with ``app.dependency_overrides``."""
 
 Redis = Annotated[EntraRedis, Depends(get_redis)]
