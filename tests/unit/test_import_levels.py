@@ -17,12 +17,14 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(level.split())
     for level in (
         "errors",
-        "_events _lifecycle _redaction",
+        "_events _lifecycle _redaction _threads",
         "_token _schedule _broadcast _options _multiplex._engine _multiplex._routing",
-        "_credentials",
+        "_entra_errors _diagnosis",
+        "_acquirer",
+        "_credentials _refresher",
         "_source",
-        "_redis_py _multiplex._transport",
-        "_multiplex._reauth _multiplex._connection",
+        "_redis_py",
+        "_multiplex._reauth _multiplex._session",
         "_multiplex",
         "_client _dedicated _pipeline _pubsub",
         "_cluster _adapters",
