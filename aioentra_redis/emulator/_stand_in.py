@@ -1,0 +1,294 @@
+"""Everything that runs in the emulator's own process, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from ._authority import make_authority
+from ._certificates import Certificates, make_certificates
+from ._control import Method, serve_control
+from ._directory import TENANT_ID, Directory, Events, make_identities
+from ._front import Front
+from ._gate import Gate
+from ._managed_identity import APP_SERVICE_PATH, make_managed_identity
+from ._options import Options
+from ._policies import check_policy
+from ._records import StartDetails
+from ._server import Server, find_server
+from ._settings import Countdown, Faults, IdentityFailure
+from ._tokens import REDIS_RESOURCE, TokenIssuer, TokenVerifier
+
+__all__ = ["StandIn"]
+
+MAX_SOCKET_PATH = 90
+"""Unix socket paths end at 104 bytes on macOS and 108 on Linux."""
+
+
+class StandIn:
+    """The authority, the managed identity endpoints, the server and the front, under control."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._events = Events()
+        self._faults = Faults()
+        self._policies: dict[str, str] = {}
+        self._stack = contextlib.AsyncExitStack()
+
+    # ------------------------------------------------------------------------------ start and end
+
+    async def start(self) -> StartDetails:
+        """Start everything; return what users need to know. Undoes itself on an error."""
+        try:
+            return await self._start()
+        except BaseException:
+            await self.aclose()
+            raise
+
+    async def _start(self) -> StartDetails:
+        options = self._options
+        executable = find_server(options.server)
+        directory = _private_directory()
+        self._stack.callback(shutil.rmtree, directory, ignore_errors=True)
+
+        certificate_path = str(directory / "client.pem")
+        identities = make_identities(certificate_path)
+        self._policies.update(
+            {each.object_id: options.settings.policy for each in identities.values()}
+        )
+        self._server = Server(executable, directory, blocked_commands=options.blocked_commands)
+        self._stack.push_async_callback(self._server.stop)
+        starting = asyncio.create_task(self._server.start(self._policies))
+        await asyncio.sleep(0)
+
+        principal = identities["service_principal"]
+        certificates = make_certificates(directory, principal.client_id)
+        issuer = TokenIssuer(TENANT_ID, clock=time.time)
+        self._directory = Directory(
+            identities.values(),
+            issuer,
+            settings=options.settings,
+            faults=self._faults,
+            events=self._events,
+        )
+        self._verifier = TokenVerifier(issuer.public_key, issuer.key_id)
+        self._gate = Gate(self._verifier, self._policies, self._faults, tenant_id=TENANT_ID)
+        await starting
+
+        authority = await self._serve_authority(certificates)
+        identity_header = secrets.token_hex(16)
+        application = make_managed_identity(
+            self._directory,
+            system_assigned=identities["system_assigned"],
+            user_assigned=identities["user_assigned"],
+            identity_header=identity_header,
+        )
+        sockets = _loopback_sockets(options.managed_identity_port, v6=False)
+        await self._serve(application, sockets)
+        managed_identity_url = f"http://127.0.0.1:{_port(sockets)}"
+
+        self._front = Front(
+            self._gate,
+            server_path=self._server.path,
+            secret=self._server.secret,
+            faults=self._faults,
+            events=self._events,
+        )
+        self._stack.push_async_callback(self._front.aclose)
+        secure = _loopback_sockets(options.port)
+        await self._front.listen(secure, "tls", certificates.server_context)
+        plaintext = _loopback_sockets(options.plaintext_port, v6=False)
+        await self._front.listen(plaintext, "plaintext")
+
+        control = directory / "control.sock"
+        control_server = await serve_control(control, self.methods())
+        self._stack.callback(control_server.close)
+        return StartDetails(
+            url=f"rediss://localhost:{_port(secure)}",
+            plaintext_url=f"redis://127.0.0.1:{_port(plaintext)}",
+            authority=authority,
+            managed_identity_url=managed_identity_url,
+            app_service_url=managed_identity_url + APP_SERVICE_PATH,
+            identity_header=identity_header,
+            control_path=str(control),
+            directory=str(directory),
+            ca_file=str(certificates.ca_file),
+            ca_bundle=str(certificates.ca_bundle),
+            federated_token_file=str(certificates.federated_token_file),
+            tenant_id=TENANT_ID,
+            server_version=self._server.version,
+            **identities,
+        )
+
+    async def _serve_authority(self, certificates: Certificates) -> str:
+        sockets = _loopback_sockets(self._options.authority_port)
+        base_url = f"https://localhost:{_port(sockets)}"
+        application = make_authority(self._directory, certificates, base_url)
+        await self._serve(application, sockets, certificates)
+        return base_url
+
+    async def _serve(
+        self,
+        application: web.Application,
+        sockets: list[socket.socket],
+        certificates: Certificates | None = None,
+    ) -> None:
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        context = certificates.server_context if certificates is not None else None
+        for each in sockets:
+            await web.SockSite(runner, each, ssl_context=context).start()
+
+    async def aclose(self) -> None:
+        """Stop everything and remove every file."""
+        self._faults.heal()
+        await self._stack.aclose()
+
+    # ------------------------------------------------------------------------------------ control
+
+    def methods(self) -> dict[str, Method]:
+        """What can be called through the control channel, by name."""
+        return {
+            "configure": self.configure,
+            "connections": self.connections,
+            "delay_auth": self.delay_auth,
+            "delay_identity": self.delay_identity,
+            "drop_connections": self.drop_connections,
+            "fail_identity": self.fail_identity,
+            "hang_identity": self.hang_identity,
+            "heal": self.heal,
+            "issue_token": self.issue_token,
+            "log": self.log,
+            "next_tokens": self.next_tokens,
+            "refuse_auth": self.refuse_auth,
+            "reset": self.reset,
+            "restart_server": self.restart_server,
+            "revoke": self.revoke,
+            "set_policy": self.set_policy,
+        }
+
+    async def configure(self, **changes: Any) -> None:
+        self._directory.change_settings(changes)
+
+    async def next_tokens(self, **changes: Any) -> None:
+        self._directory.change_claims(changes)
+
+    async def issue_token(self, *, object_id: str, lifetime: float | None = None) -> str:
+        identity = self._directory.find(object_id=object_id)
+        if identity is None:
+            raise ValueError(f"there is no identity with the object ID {object_id}")
+        token = self._directory.issue(
+            identity, REDIS_RESOURCE, endpoint="control", lifetime=lifetime
+        )
+        return token.value
+
+    async def fail_identity(self, *, times: int | None, **failure: Any) -> None:
+        self._faults.failure = IdentityFailure(**failure)
+        self._faults.failures = Countdown(times)
+
+    async def delay_identity(self, *, seconds: float) -> None:
+        self._faults.identity_delay = seconds
+
+    async def hang_identity(self, *, times: int | None) -> None:
+        self._faults.hangs = Countdown(times)
+
+    async def refuse_auth(self, *, times: int | None) -> None:
+        self._faults.refusals = Countdown(times)
+
+    async def delay_auth(self, *, seconds: float) -> None:
+        self._faults.auth_delay = seconds
+
+    async def revoke(self, *, object_id: str) -> None:
+        self._faults.revoked.add(object_id.lower())
+
+    async def set_policy(self, *, object_id: str, policy: str) -> None:
+        check_policy(policy)
+        object_id = object_id.lower()
+        if not object_id or not all(each.isalnum() or each == "-" for each in object_id):
+            raise ValueError(f"not an object ID: {object_id!r}")
+        await self._server.set_policy(object_id, policy)
+        self._policies[object_id] = policy
+        self._faults.revoked.discard(object_id)
+
+    async def drop_connections(self, *, connection: int | None, object_id: str | None) -> int:
+        return self._front.drop(connection=connection, object_id=object_id)
+
+    async def restart_server(self, *, keep_data: bool, downtime: float) -> None:
+        if keep_data:
+            await self._server.save()
+        await self._server.stop()
+        if not keep_data:
+            self._server.forget()
+        await asyncio.sleep(downtime)
+        await self._server.start(self._policies)
+        self._server.forget()
+
+    async def heal(self) -> None:
+        self._faults.heal()
+        self._front.end_delays()
+        self._directory.forget_tokens()
+
+    async def reset(self) -> None:
+        """Heal, cut connections, restore settings and policies, remove data, empty the log."""
+        await self.heal()
+        self._front.drop()
+        self._directory.settings = self._options.settings
+        known = {each.object_id for each in self._directory.identities}
+        for object_id, policy in list(self._policies.items()):
+            if object_id not in known:
+                del self._policies[object_id]
+            elif policy != self._options.settings.policy:
+                await self.set_policy(object_id=object_id, policy=self._options.settings.policy)
+        await self._server.clear()
+        self._events.clear()
+
+    async def connections(self) -> list[dict[str, Any]]:
+        return [dataclasses.asdict(each) for each in self._front.open_connections()]
+
+    async def log(self) -> Mapping[str, list[dict[str, Any]]]:
+        return {
+            "tokens": [dataclasses.asdict(each) for each in self._events.tokens],
+            "requests": [dataclasses.asdict(each) for each in self._events.requests],
+            "auths": [dataclasses.asdict(each) for each in self._events.auths],
+            "closes": [dataclasses.asdict(each) for each in self._events.closes],
+        }
+
+
+def _private_directory() -> Path:
+    """A new directory that only this user can look into, with a path short enough for sockets."""
+    path = Path(tempfile.mkdtemp(prefix="aioentra-"))
+    if len(str(path)) > MAX_SOCKET_PATH - len("/control.sock"):
+        path.rmdir()
+        path = Path(tempfile.mkdtemp(prefix="aioentra-", dir="/tmp"))
+    return path
+
+
+def _loopback_sockets(port: int, *, v6: bool = True) -> list[socket.socket]:
+    """Sockets bound to one port of 127.0.0.1 and, where there is IPv6, of ::1.
+
+    ``localhost`` may mean either. Never anything but loopback: this is for development.
+    """
+    first = socket.create_server(("127.0.0.1", port))
+    sockets = [first]
+    if v6 and socket.has_ipv6:
+        with contextlib.suppress(OSError):  # no IPv6 here, or the port is taken there
+            address = ("::1", first.getsockname()[1])
+            sockets.append(socket.create_server(address, family=socket.AF_INET6))
+    return sockets
+
+
+def _port(sockets: list[socket.socket]) -> int:
+    port: int = sockets[0].getsockname()[1]
+    return port
