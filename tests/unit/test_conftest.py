@@ -13,6 +13,8 @@ pytest_plugins = ["pytester"]
 ROOT = Path(__file__).parent.parent.parent
 CONFTEST = (ROOT / "tests" / "conftest.py").read_text()
 
+QUIET = ("-p", "no:cacheprovider", "-p", "no:aioentra_redis")
+
 CONFIG = """
 [pytest]
 asyncio_mode = auto
@@ -28,7 +30,7 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
         pytester.makeconftest(CONFTEST)
         pytester.makepyfile(code)
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
-        return pytester.runpytest_subprocess("-p", "no:cacheprovider", *options)
+        return pytester.runpytest_subprocess(*QUIET, *options)
 
     return run
 
