@@ -9,10 +9,11 @@ its reply goes through redis-py's own response callback. Everything that is not 
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import redis.asyncio
 from redis import exceptions as redis_exceptions
@@ -187,16 +188,14 @@ class EntraRedis(redis.asyncio.Redis):
         command that is not known to be read-only; ``CommandRefusedError``.
         """
         plan = self._plans.get(args[0]) or self._make_plan(args)
-        # One test decides whether this is the straight way: metrics, retries, dedicated
-        # connections and a missing session all cost nothing here.
-        session = plan.shared and self._multiplexed.session  # type: ignore[union-attr]
-        if not session or session.congested:
+        shared, words, callback, _ = plan
+        # This test is all that the straight way pays for the others: retries, routing, a full
+        # gate, replies as bytes.
+        session = shared and self._multiplexed.session  # type: ignore[union-attr]
+        if not session or session.congested or NEVER_DECODE in options:
             return await self._detour(plan, args, options)
         try:
-            future = session.submit(
-                args if plan.words is None else plan.words + args[1:],
-                raw=NEVER_DECODE in options,
-            )
+            future = session.submit(args if words is None else words + args[1:])
         except ConnectionLostError:
             return await self._detour(plan, args, options)
         try:
@@ -206,7 +205,22 @@ class EntraRedis(redis.asyncio.Redis):
             raise
         except redis_exceptions.RedisError as exc:
             return await self._after_error(exc, plan, args, options)
-        return reply if plan.callback is None else await _called_back(plan.callback, reply, options)
+        if callback is None:
+            return reply
+        if options:
+            command_options(options)
+        reply = callback(reply, **options)
+        # isawaitable() costs 0.4 us; what callbacks nearly always return is known not to be.
+        return reply if reply.__class__ in _FINAL else await _awaited(reply)
+
+    if not TYPE_CHECKING:  # type checkers are to see redis-py's own signature
+
+        @functools.wraps(redis.asyncio.Redis.set)
+        def set(self, name, value, *args, **options):
+            # redis-py checks the options of SET in a decorator, for 2 us; the plain form has none.
+            if args or options:
+                return super().set(name, value, *args, **options)
+            return self.execute_command("SET", name, value)
 
     def _make_plan(self, args: tuple[Any, ...]) -> Plan:
         name = args[0]
@@ -302,7 +316,7 @@ class EntraRedis(redis.asyncio.Redis):
                         raise failure
             session = await multiplexed.admit()
             try:
-                future = session.submit(words, raw=NEVER_DECODE in options)
+                future = session.submit(words, NEVER_DECODE in options)
             except ConnectionLostError as exc:
                 failure = exc
                 continue
@@ -320,7 +334,7 @@ class EntraRedis(redis.asyncio.Redis):
                 return await self._after_error(exc, plan, args, options)
             if plan.callback is None:
                 return reply
-            return await _called_back(plan.callback, reply, options)
+            return await _awaited(plan.callback(reply, **command_options(options)))
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -411,17 +425,11 @@ _OWN_KEYWORDS = (
 )
 
 _FINAL = frozenset((bytes, str, int, float, bool, list, dict, set, tuple, type(None)))
-"""What callbacks return that needs no look whether it can be awaited (that look costs 0.4 us)."""
 
 
-async def _called_back(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:
-    """The reply as redis-py's response callback makes it; it may return an awaitable."""
-    if options:
-        command_options(options)
-    result = callback(reply, **options)
-    if result.__class__ not in _FINAL and inspect.isawaitable(result):
-        return await result
-    return result
+async def _awaited(reply: Any) -> Any:
+    """A response callback's result; redis-py lets callbacks return awaitables."""
+    return await reply if inspect.isawaitable(reply) else reply
 
 
 def _maybe_executed(
