@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from ._entra_errors import Subject, explain, timed_out
@@ -47,12 +47,12 @@ class Recipe:
     """
 
     label: str
-    make: Callable[[], object]
+    make: Callable[[], object] = field(repr=False)
     fresh: bool
     owned: bool = True
     tenant_id: str | None = None
     client_id: str | None = None
-    instance: object = None
+    instance: object = field(default=None, repr=False)
     """A credential that was passed in; then ``make`` is not used."""
 
 
@@ -211,15 +211,24 @@ class Acquirer:
 
     async def _close(self, instance: object) -> None:
         close = getattr(instance, "close", None)
-        if close is None:
+        if not callable(close):
             return
+        closing = asyncio.create_task(self._try(close), name=f"{self.subject.label} close")
         try:
-            async with asyncio.timeout(CLOSE_TIMEOUT):
-                await self._invoke(close, close)
-        except Exception as error:
-            logger.warning(
-                "closing %s failed: %s", self.subject.label, explain(error, self.subject)
-            )
+            # Not asyncio.timeout(): a close that ignores being cancelled must not hold us up.
+            done, _ = await asyncio.wait({closing}, timeout=CLOSE_TIMEOUT)
+        except asyncio.CancelledError:
+            closing.cancel()
+            raise
+        if not done:
+            closing.cancel()
+            logger.warning("closing %s took over %g s", self.subject.label, CLOSE_TIMEOUT)
+
+    async def _try(self, close: Callable[[], object]) -> None:
+        try:
+            await self._invoke(close, close)
+        except Exception as error:  # somebody else's close must not stop us
+            logger.warning("closing a credential failed: %s", explain(error, self.subject))
 
 
 def token_method(credential: object) -> Callable[..., Any]:

@@ -249,7 +249,8 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _require_text(**values: object) -> None:
     for name, value in values.items():
-        if not value or not isinstance(value, str | Secret):
+        text = value.reveal() if isinstance(value, Secret) else value
+        if not text or not isinstance(text, str):
             raise ConfigurationError(f"{name} should be a non-empty string")
 
 

@@ -109,6 +109,7 @@ class Refresher:
         self._clock = clock
         self._oid: str | None = None
         self._tenant: str | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Future[None] | None = None
         self._wake: asyncio.Event = asyncio.Event()
         self._demand = False
@@ -138,17 +139,23 @@ class Refresher:
         logger.log(level, "%s: %s -> %s", self.name, old.name, new.name)
         self.hub.emit(TokenStateChanged(source=self.name, old=old, new=new))
 
+    def seen_state(self) -> TokenState:
+        """The state by the wall clock of this moment; changes nothing, so any thread may ask."""
+        token = self.broadcast.current
+        if token is not None:
+            expired = self._clock() >= token.expires_on
+            if expired and self.state in _HOLDS_VALID_TOKEN:
+                return S.EXPIRED
+            if not expired and self.state is S.EXPIRED:
+                return S.DUE
+        return self.state
+
     def observe(self) -> None:
         """Compare the token's expiry with the wall clock, and follow it."""
-        token = self.broadcast.current
-        if token is None:
-            return
-        expired = self._clock() >= token.expires_on
-        if expired and self.state in _HOLDS_VALID_TOKEN:
-            self._set_state(S.EXPIRED)
+        state = self.seen_state()
+        if state is S.EXPIRED and self.state is not S.EXPIRED:
             self.demand()
-        elif not expired and self.state is S.EXPIRED:
-            self._set_state(S.DUE)
+        self._set_state(state)
 
     def demand(self) -> None:
         """Somebody needs a token and there is none: attempt as soon as is decent."""
@@ -163,7 +170,8 @@ class Refresher:
             return
         self._set_state(S.STARTING)
         self.start_error = None
-        self._started = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.create_future()
         self.task = asyncio.create_task(self._run(), name=f"{self.name} refresh")
 
     async def started(self) -> None:
@@ -173,47 +181,34 @@ class Refresher:
 
     async def _run(self) -> None:
         try:
-            if not await self._start():
-                return
-            while True:
-                await self._wait()
-                try:
+            if await self._start():
+                while True:
+                    await self._wait()
                     await self._renew()
-                except Exception as error:
-                    logger.exception("%s: unexpected error, trying again later", self.name)
-                    self._failed(TokenAcquisitionError(f"internal error: {error}"))
         finally:
-            if self.state is S.STARTING:  # cancelled while starting
-                self._settle_start()
+            self._settle_start()  # if this was cancelled
 
     async def _start(self) -> bool:
         """One burst for the first token. False if it gave up, with everything released again."""
         retry = self.config.retry
-        for attempt in range(1, retry.max_attempts + 1):
-            try:
-                token = await self._attempt()
-            except TokenError as error:
-                self._failures += 1
-                self.last_error = failure = error
-                logger.info("%s: attempt %d to start failed: %s", self.name, attempt, error)
-                if not _worth_retrying(error) or attempt == retry.max_attempts:
-                    break
-                wait = _retry_after(error)
-                if wait is not None and wait > retry.max_delay:
-                    break  # start() answers soon, if only to say so
-                await asyncio.sleep(schedule.polite(schedule.retry_delay(attempt, retry), wait))
-            else:
-                assert token is not None  # there is nothing yet that it could equal
-                self._publish(token)
-                self._settle_start()
-                await self._acquirer.settle(accepted=True)
-                return True
-        await self._acquirer.release()
-        self.start_error = failure
-        self.failed_at = self._now()
-        self._set_state(S.FAILED)
-        self._settle_start()
-        return False
+        attempt = 1
+        while isinstance(outcome := await self._attempt(), TokenError):
+            self._failures += 1
+            self.last_error = outcome
+            logger.info("%s: attempt %d to start failed: %s", self.name, attempt, outcome)
+            asked = _retry_after(outcome)
+            # start() answers soon, if only to say that it has to be later.
+            patient = asked is None or asked <= retry.max_delay
+            if attempt == retry.max_attempts or not _worth_retrying(outcome) or not patient:
+                await self._acquirer.release()
+                self.start_error = outcome
+                self.failed_at = self._now()
+                self._set_state(S.FAILED)
+                return False
+            await asyncio.sleep(schedule.polite(schedule.retry_delay(attempt, retry), asked))
+            attempt += 1
+        await self._publish(outcome)
+        return True
 
     def _settle_start(self) -> None:
         if self._started is not None and not self._started.done():
@@ -251,12 +246,12 @@ class Refresher:
             delay = min(delay, self._last_attempt_at + schedule.EXPIRED_INTERVAL - now)
         return max(delay, self._not_before - now)
 
-    async def _attempt(self) -> Token | None:
-        """Ask for a token. None if it is no news; raises :exc:`TokenError` on failure."""
+    async def _attempt(self) -> Token | TokenError:
+        """Ask for a token and check it; what goes wrong is returned, not raised."""
         self._demand = False
         self._acquisitions += 1
         self._attempt_at = self._last_attempt_at = self._now()
-        accepted = False
+        failure: TokenError
         try:
             fetched = await self._acquirer.acquire(self.config.request_timeout)
             token = Token.read(
@@ -268,53 +263,57 @@ class Refresher:
                 resources=self._resources,
                 username=self._username,
             )
-            accepted = self._is_news(token)
-            if not accepted:
-                self._unchanged(token)
-            return token if accepted else None
+            self._check_identity(token)
         except TokenError as error:
-            raise without_tracebacks(error)  # noqa: B904 - it is the same exception
+            failure = without_tracebacks(error)
+        except Exception as error:
+            # A supervised task does not die of a bug.
+            logger.exception("%s: unexpected error", self.name)
+            failure = TokenAcquisitionError(f"unexpected {type(error).__name__}: {error}")
+        else:
+            return token
         finally:
             self._attempt_at = None
-            if not accepted:
-                await self._acquirer.settle(accepted=False)
+        await self._acquirer.settle(accepted=False)
+        return failure
 
     async def _renew(self) -> None:
         """One attempt to renew, and what follows from its outcome."""
-        try:
-            token = await self._attempt()
-        except TokenError as error:
-            self._failed(error)
-            return
-        if token is not None:
-            self._publish(token)
-            await self._acquirer.settle(accepted=True)
+        outcome = await self._attempt()
+        if isinstance(outcome, TokenError):
+            self._failed(outcome)
+        elif self._is_news(outcome):
+            await self._publish(outcome)
+        else:
+            self._unchanged(outcome)
+            await self._acquirer.settle(accepted=False)
 
     # ---------------------------------------------------------------------------- the outcomes
 
-    def _is_news(self, token: Token) -> bool:
-        """Whether ``token`` should replace the current one. Raises for another identity's.
+    def _check_identity(self, token: Token) -> None:
+        """Raise :exc:`IdentityChangedError` unless ``token`` is of the first token's identity.
 
         A chain credential can fall through to another identity, which would change who writes
         to the cache without anybody noticing.
         """
-        current = self.broadcast.current
-        if current is None:
-            return True
-        changed_tenant = None not in (token.tenant_id, self._tenant) and (
-            token.tenant_id != self._tenant
-        )
-        if token.oid != self._oid or changed_tenant:
+        if self.broadcast.current is None:
+            return
+        known = self._tenant is not None and token.tenant_id is not None
+        if token.oid != self._oid or (known and token.tenant_id != self._tenant):
             raise IdentityChangedError(
-                f"{self._acquirer.subject} returned a token of oid {token.oid}, tenant"
-                f" {token.tenant_id}, but this source signs in as oid {self._oid}, tenant"
-                f" {self._tenant}; it was not used. A chain credential has probably fallen through"
-                " to another of its members: name the one credential that you mean."
+                f"{self.subject} returned a token of oid {token.oid}, tenant {token.tenant_id},"
+                f" but this source signs in as oid {self._oid}, tenant {self._tenant}; it was not"
+                " used. A chain credential has probably fallen through to another of its members:"
+                " name the one credential that you mean."
             )
-        return token != current and token.expires_on > current.expires_on
 
-    def _publish(self, token: Token) -> None:
-        """Make ``token`` the current one."""
+    def _is_news(self, token: Token) -> bool:
+        """Whether ``token`` should replace the current one: it is another, and lives longer."""
+        current = self.broadcast.current
+        return current is None or (token != current and token.expires_on > current.expires_on)
+
+    async def _publish(self, token: Token) -> None:
+        """Make ``token`` the current one, then close the credential of the one before."""
         acquired_in = self._now() - self._last_attempt_at
         self._oid = token.oid
         self._tenant = self._tenant or token.tenant_id
@@ -325,6 +324,7 @@ class Refresher:
         self.last_error = self.start_error = None
         self.broadcast.publish(token)
         self._set_state(S.FRESH)
+        self._settle_start()
         self._warn_if_short_lived(token)
         self.hub.emit(
             TokenPublished(
@@ -336,6 +336,7 @@ class Refresher:
                 acquired_in=acquired_in,
             )
         )
+        await self._acquirer.settle(accepted=True)
 
     def _unchanged(self, token: Token) -> None:
         """The credential had nothing newer: publish nothing and ask again later."""
@@ -353,7 +354,7 @@ class Refresher:
             # token, so this is the only sign of a provider that is down.
             self._burst_over(
                 TokenAcquisitionError(
-                    f"{self._acquirer.subject} keeps returning the same token, which expires in"
+                    f"{self.subject} keeps returning the same token, which expires in"
                     f" {current.expires_on - now:.0f} s: its renewals are probably failing. Look"
                     " for warnings of the logger 'azure.identity'."
                 ),
@@ -429,24 +430,23 @@ class Refresher:
 
     def status(self) -> TokenStatus:
         """Return a snapshot; nothing in it is secret."""
-        if self.state is not S.CLOSED:
-            self.observe()
         token = self.broadcast.current
         running = self.task is not None and not self.task.done()
+        attempt_at = self._attempt_at
         return TokenStatus(
-            state=self.state,
+            state=self.seen_state(),
             version=token.version if token else 0,
             oid=token.oid if token else None,
             expires_on=token.expires_on if token else None,
             remaining=max(0.0, token.expires_on - self._clock()) if token else None,
             next_attempt_in=(
-                max(0.0, self._delay()) if running and token and self._attempt_at is None else None
+                max(0.0, self._delay()) if running and token and attempt_at is None else None
             ),
             consecutive_failures=self._failures,
             last_error=self.last_error,
             acquisitions=self._acquisitions,
             published=self._published,
-            acquiring_for=self._now() - self._attempt_at if self._attempt_at is not None else None,
+            acquiring_for=self._now() - attempt_at if attempt_at is not None else None,
             hung_call=self._acquirer.hung,
         )
 
@@ -479,9 +479,9 @@ class Refresher:
     def _ratio(self) -> float | None:
         return self.config.expiration_refresh_ratio if self._acquirer.renews_early else None
 
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
+    def _now(self) -> float:
+        assert self._loop is not None
+        return self._loop.time()
 
 
 def _worth_retrying(error: TokenError) -> bool:

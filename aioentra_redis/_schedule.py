@@ -34,6 +34,7 @@ __all__ = [
     "RetryConfig",
     "TokenRefreshConfig",
     "burst_delay",
+    "polite",
     "pressed",
     "reauth_deadline",
     "reauth_delay",
@@ -54,6 +55,7 @@ MAX_SLEEP = 30.0
 EXPIRED_INTERVAL = 1.0
 """Without a valid token, and while somebody asks for one, attempts start this far apart."""
 MIN_DELAY = 0.1
+MIN_UNCHANGED_DELAY = 1.0
 MIN_RENEWAL_INTERVAL = 1.0
 MAX_RETRY_AFTER = 300.0
 SHORTEST_OBJECT_LIFETIME = 40.0
@@ -156,6 +158,8 @@ def renewal_start(token: Lifetime, ratio: float | None = None) -> float:
     life left must not make the source spin.
     """
     start = token.expires_on - min(RENEWAL_LEAD, RENEWAL_LEAD_FRACTION * token.lifetime)
+    if ratio is None and RENEWAL_LEAD_FRACTION * token.lifetime >= RENEWAL_LEAD:
+        start += HOLD_OFF_MARGIN  # at 300 s sharp it would still return the cached token
     if token.refresh_on is not None:
         start = min(start, token.refresh_on)
     if ratio is not None:
@@ -200,12 +204,14 @@ def unchanged_delay(token: Lifetime, now: float, random: Random = _random) -> fl
     """Seconds until the next attempt when the credential returned the token we have.
 
     A little over the SDK's hold-off of 30 s. Where that would end past the deadline it is
-    shortened, but to no less than a second: an answer from a cache is cheap, not free.
+    shortened as :func:`pressed` does, but not below 5 s, or a quarter of the time left to the
+    expiry, or a second: an answer from a cache is cheap, but the tools' start a process.
     """
     delay = HOLD_OFF + HOLD_OFF_MARGIN + random()
     if now + delay <= reauth_deadline(token):
         return delay
-    return max(HOLD_OFF_MARGIN, pressed(delay, token, now))
+    floor = max(MIN_UNCHANGED_DELAY, min(5.0, (token.expires_on - now) / 4))
+    return min(delay, max(floor, pressed(delay, token, now)))
 
 
 def polite(delay: float, retry_after: float | None) -> float:

@@ -13,15 +13,16 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from . import _credentials as credentials
 from ._acquirer import Acquirer, Recipe
 from ._broadcast import Subscription
+from ._constructors import Constructors, Scopes
+from ._credentials import credential_object
 from ._events import EventCallback, TokenState, TokenStatus
-from ._redaction import Secret, again
+from ._redaction import again
 from ._refresher import Refresher
 from ._schedule import EXPIRED_INTERVAL, TokenRefreshConfig
 from ._token import REDIS_SCOPE, Token, resources_of
@@ -38,13 +39,13 @@ RESTART_INTERVAL = 30.0
 S = TokenState
 
 
-class TokenSource:
+class TokenSource(Constructors):
     """Keeps an Entra token fresh and hands each newer one to every connection.
 
     ``credential`` is any object with ``get_token_info()`` or ``get_token()``, asynchronous or
     not; it remains its maker's to close. The constructors ``from_...`` make the credential, and
-    close it. They renew as ``refresh`` says; a credential *object* decides itself, through its
-    cache, when there is a newer token.
+    the source closes it. Those that make a new one per renewal honour ``refresh``'s ratio; a
+    credential *object* decides itself, through its cache, when there is a newer token.
 
     Construction does nothing and needs no event loop. A source belongs to the loop that starts
     it, with :meth:`start`, ``async with``, or the first :meth:`get`; it is of no use in another
@@ -64,18 +65,14 @@ class TokenSource:
         self,
         credential: object,
         *,
-        scopes: str | Sequence[str] = REDIS_SCOPE,
+        scopes: Scopes = REDIS_SCOPE,
         refresh: TokenRefreshConfig | None = None,
         name: str | None = None,
         username: str | None = None,
         on_event: EventCallback | None = None,
         _clock: Callable[[], float] = time.time,
     ) -> None:
-        recipe = (
-            credential
-            if isinstance(credential, Recipe)
-            else credentials.credential_object(credential)
-        )
+        recipe = credential if isinstance(credential, Recipe) else credential_object(credential)
         self._scopes = (scopes,) if isinstance(scopes, str) else tuple(scopes)
         if not self._scopes or not all(self._scopes):
             raise ConfigurationError(f"scopes should be one string or several, not {scopes!r}")
@@ -98,126 +95,6 @@ class TokenSource:
         self._closer: asyncio.Task[None] | None = None
         if on_event is not None:
             self.listen(on_event)
-
-    # ---------------------------------------------------------------------------- constructors
-
-    @classmethod
-    def from_default(cls, **options: Any) -> Self:
-        """``DefaultAzureCredential``: environment, workload identity, managed identity, tools.
-
-        Here and in all these constructors, ``scopes``, ``refresh``, ``name``, ``username`` and
-        ``on_event`` are the class's own arguments, and everything else (``authority=``,
-        ``connection_verify=``, ``proxies=``, ...) goes to azure's credential.
-        """
-        return cls._make(credentials.default, options)
-
-    @classmethod
-    def from_developer_tools(cls, **options: Any) -> Self:
-        """Whoever is signed in with the Azure CLI, or else with the Azure Developer CLI."""
-        options.pop("authority", None)  # the tools know their own cloud
-        return cls._make(credentials.developer_tools, options)
-
-    @classmethod
-    def from_client_secret(
-        cls, tenant_id: str, client_id: str, client_secret: str, **options: Any
-    ) -> Self:
-        """A service principal with a client secret; options as for :meth:`from_default`."""
-        # Not left in a local variable: see _redaction.
-        held = Secret(client_secret)
-        del client_secret
-        return cls._make(
-            lambda azure: credentials.client_secret(tenant_id, client_id, held, azure), options
-        )
-
-    @classmethod
-    def from_client_certificate(
-        cls,
-        tenant_id: str,
-        client_id: str,
-        certificate: str | bytes | os.PathLike[str],
-        *,
-        password: str | bytes | None = None,
-        **options: Any,
-    ) -> Self:
-        """A service principal with a certificate; options as for :meth:`from_default`.
-
-        ``certificate`` is a path, the bytes of a PEM or PKCS12 file, or base64 of a PKCS12 file;
-        it includes the private key. A file is read at each renewal.
-        """
-        # Not left in local variables: see _redaction.
-        held = credentials.Certificate(certificate, password)
-        del certificate, password
-        return cls._make(
-            lambda azure: credentials.client_certificate(tenant_id, client_id, held, azure),
-            options,
-        )
-
-    @classmethod
-    def from_system_assigned_managed_identity(cls, **options: Any) -> Self:
-        """This machine's own managed identity; options as for :meth:`from_default`."""
-        return cls._make(lambda azure: credentials.managed_identity({}, azure), options)
-
-    @classmethod
-    def from_user_assigned_managed_identity(
-        cls,
-        *,
-        client_id: str | None = None,
-        object_id: str | None = None,
-        resource_id: str | None = None,
-        **options: Any,
-    ) -> Self:
-        """A managed identity assigned to this machine, named by exactly one of its IDs."""
-        identity = {"client_id": client_id, "object_id": object_id, "resource_id": resource_id}
-        if not any(identity.values()):
-            raise ConfigurationError(
-                "say which identity: pass client_id=, object_id= or resource_id="
-            )
-        return cls._make(lambda azure: credentials.managed_identity(identity, azure), options)
-
-    @classmethod
-    def from_workload_identity(
-        cls,
-        *,
-        tenant_id: str | None = None,
-        client_id: str | None = None,
-        token_file_path: str | None = None,
-        **options: Any,
-    ) -> Self:
-        """Workload identity on Kubernetes; what is not given comes from ``AZURE_*`` variables."""
-        return cls._make(
-            lambda azure: credentials.workload_identity(
-                tenant_id, client_id, token_file_path, azure
-            ),
-            options,
-        )
-
-    @classmethod
-    def from_environment(cls, **options: Any) -> Self:
-        """A service principal that ``AZURE_*`` environment variables describe."""
-        return cls._make(credentials.environment, options)
-
-    @classmethod
-    def from_credential_factory(cls, factory: Callable[[], object], **options: Any) -> Self:
-        """Credentials of your own making: ``factory()`` returns a new one for each renewal.
-
-        A new instance has an empty cache, so tokens are renewed when ``refresh`` says. The
-        instances are closed here. ``factory`` runs in a thread, unless it is a coroutine function.
-        """
-        own = cls._own_arguments(options)
-        if options:
-            raise TypeError(f"unexpected arguments: {', '.join(sorted(options))}")
-        return cls(credentials.credential_factory(factory), **own)
-
-    @classmethod
-    def _make(cls, recipe: Callable[[dict[str, Any]], Recipe], options: dict[str, Any]) -> Self:
-        own = cls._own_arguments(options)
-        return cls(recipe(options), **own)
-
-    @staticmethod
-    def _own_arguments(options: dict[str, Any]) -> dict[str, Any]:
-        """Take this class's arguments out of ``options``; the rest is azure's."""
-        names = ("scopes", "refresh", "name", "username", "on_event", "_clock")
-        return {name: options.pop(name) for name in names if name in options}
 
     # ---------------------------------------------------------------------------------- its life
 
@@ -341,7 +218,7 @@ class TokenSource:
     @property
     def state(self) -> TokenState:
         """Where the source is in its life, by the wall clock of this moment."""
-        return self.status.state
+        return self._refresher.seen_state()
 
     @property
     def status(self) -> TokenStatus:
@@ -370,11 +247,12 @@ class TokenSource:
     def __repr__(self) -> str:
         refresher = self._refresher
         token = refresher.broadcast.current
-        details = f" {refresher.state.value}"
+        details = f" {refresher.seen_state().value}"
         if token is not None:
             left = token.expires_on - self._clock()
             details += f" ...{token.username[-4:]} version {token.version}, {left:.0f} s left"
-        return f"<TokenSource {self._name!r}{details}, {len(refresher.broadcast)} subscribers>"
+        details += f", {len(refresher.broadcast)} subscribers"
+        return f"<{type(self).__name__} {self._name!r}{details}>"
 
     # ----------------------------------------------------------------------------------- helpers
 

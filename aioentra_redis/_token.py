@@ -188,6 +188,9 @@ class Token:
             f" expires {_clock_time(self.expires_on)}, secret hidden>"
         )
 
+    def __format__(self, spec: str) -> str:
+        return format(repr(self), spec)
+
     def __copy__(self) -> Token:
         return self
 

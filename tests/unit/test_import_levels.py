@@ -22,6 +22,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "_entra_errors _diagnosis",
         "_acquirer",
         "_credentials _refresher",
+        "_constructors",
         "_source",
         "_redis_py",
         "_multiplex._reauth _multiplex._session",
