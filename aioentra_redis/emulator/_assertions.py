@@ -69,10 +69,9 @@ def check_assertion(
         key.verify(signed, f"{head}.{body}".encode(), scheme, hashes.SHA256())
     except InvalidSignature:
         return 700027, "Client assertion failed signature validation."
-    expires = claims.get("exp")
-    if not isinstance(expires, (int, float)) or expires < now - SKEW:
-        return 700024, "Client assertion is not within its valid time range."
-    if claims.get("nbf", now) > now + SKEW:
+    begins, ends = claims.get("nbf", now), claims.get("exp")
+    numbers = isinstance(begins, (int, float)) and isinstance(ends, (int, float))
+    if not numbers or begins > now + SKEW or ends < now - SKEW:
         return 700024, "Client assertion is not within its valid time range."
     return None
 
@@ -109,7 +108,8 @@ def _check_own(
         "x5t#S256": hashlib.sha256(der).digest(),
     }
     for name, thumbprint in thumbprints.items():
-        if name in header and _decode(str(header[name])) != thumbprint:
+        expected = base64.urlsafe_b64encode(thumbprint).decode().rstrip("=")
+        if name in header and str(header[name]).rstrip("=") != expected:
             return 700027, (
                 "The certificate with identifier used to sign the client assertion is not "
                 "registered on application."

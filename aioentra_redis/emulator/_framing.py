@@ -167,14 +167,15 @@ class RequestFramer:
                         counted = 0
                     elif name in WHOLE:
                         collected = _collect(data, header, count)
-                        if collected is not None:
+                        if collected is None:
+                            if size - position <= MAX_WHOLE:
+                                break
+                        elif collected[1] - position <= MAX_WHOLE:
                             words, after = collected
                             cut(position)
                             items.append(Command(words, data[position:after]))
                             position = start = after
                             continue
-                        if size - position <= MAX_WHOLE:
-                            break
                 commands += counted
                 skip, arguments = length + 2, count - 1
                 position = end + 2
