@@ -152,7 +152,7 @@ class EntraRedis(redis.asyncio.Redis):
             self._multiplexed.hold()
 
     @classmethod
-    def from_url(  # type: ignore[override]
+    def from_url(
         cls,
         url: str,
         single_connection_client: bool = False,
@@ -225,7 +225,7 @@ class EntraRedis(redis.asyncio.Redis):
     def _make_plan(self, args: tuple[Any, ...]) -> Plan:
         name = args[0]
         words = command_words((name,))
-        split = name.split() if isinstance(name, (str, bytes)) else [name]
+        split: list[Any] = name.split() if isinstance(name, (str, bytes)) else [name]
         plan = Plan(
             shared=self._multiplexed is not None and static_route(words) is Route.SHARED,
             words=tuple(split) if len(split) > 1 else None,
@@ -244,19 +244,25 @@ class EntraRedis(redis.asyncio.Redis):
     async def _detour(self, plan: Plan, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Every way but the straight one."""
         if self._multiplexed is None:  # `client()`: a connection of its own, as in redis-py
-            return await super().execute_command(*args, **options)
+            return await self._on_a_connection_of_its_own(args, options)
         self._multiplexed.check()
         where = Route.SHARED if plan.shared else route(args)
         if where is Route.SHARED:
             return await self._submit_again(None, plan, args, options)
         if where is Route.DEDICATED:
-            return await super().execute_command(*args, **options)
+            return await self._on_a_connection_of_its_own(args, options)
         if where is Route.LAST:
             return await run_last_command(self, args, options)
         words = command_words(args)
         raise CommandRefusedError(
             f"{words} can't be sent on a connection that all coroutines share: {remedy(words)}"
         )
+
+    async def _on_a_connection_of_its_own(
+        self, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        """redis-py's own way, over a connection of the pool, which signs in like ours."""
+        return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     async def _after_error(
         self,
@@ -384,6 +390,8 @@ class EntraRedis(redis.asyncio.Redis):
             hello, slots = session.submit(("HELLO",)), session.submit(("CLUSTER", "SLOTS"))
         finally:
             session.admitted()
+        mode: Any
+        nodes: Any
         mode, nodes = await asyncio.gather(hello, slots, return_exceptions=True)
         if isinstance(nodes, list):
             return bool(nodes)
@@ -396,7 +404,7 @@ class EntraRedis(redis.asyncio.Redis):
     def __repr__(self) -> str:
         multiplexed = self._multiplexed
         if multiplexed is None:
-            return super().__repr__()
+            return str(super().__repr__())  # type: ignore[no-untyped-call]
         source = multiplexed.source
         identity = ""
         status = source.status if source is not None else None
@@ -407,11 +415,11 @@ class EntraRedis(redis.asyncio.Redis):
             f"{len(multiplexed.status())} connection(s)>"
         )
 
-    def __del__(self, _warn: Any = warnings.warn) -> None:
+    def __del__(self, *args: Any, _warn: Any = warnings.warn) -> None:
         multiplexed = getattr(self, "_multiplexed", None)
         if multiplexed is not None and not self._closed and multiplexed.abandon():
             _warn(f"unclosed client {self!r}", ResourceWarning, source=self)
-        super().__del__()
+        super().__del__(*args)
 
 
 _OWN_KEYWORDS = (

@@ -30,5 +30,5 @@ class EntraRedisCluster(redis.asyncio.RedisCluster):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise no_cluster_client("this")
 
-    def __del__(self) -> None:
+    def __del__(self, *args: Any) -> None:
         """Nothing was opened."""

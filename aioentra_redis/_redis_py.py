@@ -164,11 +164,13 @@ class _SignedIn:
 
     async def _connect(self) -> None:
         sign_in = self.credential_provider
+        plaintext = True
         if isinstance(self, SSLConnection):
+            plaintext = False
             await sign_in.tls.prepare(self)
         await super()._connect()  # type: ignore[misc]
         self.transport_ready_at = asyncio.get_running_loop().time()
-        if not isinstance(self, SSLConnection) and not sign_in.allow_plaintext:
+        if plaintext and not sign_in.allow_plaintext:
             self._refuse_plaintext_to_others()
 
     def _refuse_plaintext_to_others(self) -> None:
@@ -183,7 +185,7 @@ class _SignedIn:
 
 
 @functools.cache
-def _signed_in_class(base: type[AbstractConnection]) -> type[AbstractConnection]:
+def _signed_in_class(base: Any) -> type[AbstractConnection]:
     """redis-py's connection class with our additions; one class per base, whatever the pool."""
     return type(f"Entra{base.__name__}", (_SignedIn, base), {"__module__": __name__})
 
@@ -209,7 +211,8 @@ def sign_in_with(
         allow_plaintext=allow_plaintext,
         username=kwargs.pop("username", None),
     )
-    pool.connection_class = _signed_in_class(pool.connection_class)
+    base: Any = pool.connection_class
+    pool.connection_class = _signed_in_class(base)
 
 
 def signs_in_with(pool: redis.asyncio.ConnectionPool) -> TokenSource | None:
@@ -247,19 +250,22 @@ def check_connection_options(pool: redis.asyncio.ConnectionPool) -> None:
 _CONNECTIONS = AbstractConnection.__module__
 
 
+_ATTRIBUTE = "_aioentra_multiplexed"
+
+
 def attach(pool: redis.asyncio.ConnectionPool, multiplexed: object) -> None:
     """Remember the pool's multiplexed connection on it: clients that share a pool share both."""
-    pool._aioentra_multiplexed = multiplexed
+    setattr(pool, _ATTRIBUTE, multiplexed)
 
 
 def detach(pool: redis.asyncio.ConnectionPool) -> None:
     """Undo ``attach``."""
-    pool._aioentra_multiplexed = None
+    setattr(pool, _ATTRIBUTE, None)
 
 
 def attached(pool: redis.asyncio.ConnectionPool) -> Any:
     """What ``attach`` left on the pool, or None."""
-    return getattr(pool, "_aioentra_multiplexed", None)
+    return getattr(pool, _ATTRIBUTE, None)
 
 
 def default_to_resp3(kwargs: dict[str, Any]) -> None:
@@ -282,9 +288,7 @@ def command_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-async def run_last_command(
-    client: redis.asyncio.Redis, args: tuple[Any, ...], options: dict[str, Any]
-) -> Any:
+async def run_last_command(client: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """Run a command that ends or resets its connection on one of the pool's, then close that."""
     pool = client.connection_pool
     connection = await pool.get_connection()
@@ -356,7 +360,7 @@ class Dialed:
     is AUTH that it tells about, not DNS.
     """
 
-    connection: AbstractConnection
+    connection: Any  # an AbstractConnection, of which much is untyped
     transport: asyncio.Transport
     pack: Callable[[tuple[Any, ...]], Packed]
     reader: Reader
@@ -416,7 +420,7 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
     redis-py or the token source raise. Cancelling it leaves no socket behind.
     """
     loop = asyncio.get_running_loop()
-    connection = pool.connection_class(**pool.connection_kwargs)
+    connection: Any = pool.connection_class(**pool.connection_kwargs)
     connection.retry = Retry(NoBackoff(), 0)
     socket_timeout = connection.socket_timeout
     if socket_timeout is not None:
@@ -432,6 +436,7 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
     sign_in = connection.credential_provider
     encoder = connection.encoder
     parser = connection._parser
+    reader: Any
     if isinstance(parser, _AsyncHiredisParser):
         reader = parser._reader
     else:  # the user chose a parser in Python: its stream can't be shared, its errors can
@@ -454,7 +459,7 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
     )
 
 
-def _drop(connection: AbstractConnection) -> None:
+def _drop(connection: Any) -> None:
     """Close what a failed or cancelled handshake left open, at once."""
     writer = connection._writer
     connection._writer = connection._reader = None
