@@ -95,6 +95,11 @@ def test_import_leaves_heavy_packages_alone():
     assert heavy_imports("import aioentra_redis") == []
 
 
+def test_pytest_plugin_leaves_heavy_packages_alone():
+    """It is loaded in every test run of every project that has this package installed."""
+    assert heavy_imports("import aioentra_redis.emulator.pytest_plugin, pytest, asyncio") == []
+
+
 def test_the_check_above_sees_a_heavy_import():
     assert heavy_imports("import aioentra_redis, aiohttp") == ["aiohttp"]
 
