@@ -28,7 +28,7 @@ from .._events import (
 from .._lifecycle import Home
 from .._redaction import again
 from .._redis_py import detach, dial, pool_endpoint
-from ..errors import ClosedError, ConnectTimeoutError, TokenError
+from ..errors import ClosedError, ConnectTimeoutError, LifecycleError, TokenError
 from ._reauth import Reauthenticator
 from ._session import Session
 
@@ -169,13 +169,16 @@ class MultiplexedConnection:
                         exc, host=self.host, port=self.port, tls=self.tls, token=token
                     )
                     logger.warning("no connection to %s:%d: %s", self.host, self.port, error)
-                    if not self._was_connected:
+                    if not self._was_connected or isinstance(error, LifecycleError):
                         self._end_outage(error)
                         return
                     if isinstance(error, TokenError):
                         self._end_outage(error)  # waiting would not help: say so at once
                 else:
-                    self._install(session)
+                    if self.session is None:
+                        self._install(session)
+                    else:
+                        session.close()  # a replacement that was under way came first
                     return
                 await self._pause(delay)
                 delay = min(delay * 2, LAST_DELAY)

@@ -146,7 +146,6 @@ class AuthenticatedConnection(Protocol):
     closed: bool
 
     def authenticate(self, token: Token) -> asyncio.Future[Any]: ...
-    def stop_waiting_for_auth(self) -> None: ...
 
 
 class Replacer(Protocol):
@@ -306,7 +305,6 @@ class Reauthenticator:
         if answer.done():
             self._answered(answer, token, loop.time() - started)
         else:
-            self._connection.stop_waiting_for_auth()
             self._failed(token, TimeoutError(f"AUTH had no answer after {AUTH_TIMEOUT:g} s"))
 
     def _answered(self, answer: asyncio.Future[Any], token: Token, latency: float) -> None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .._lifecycle import wrong_loop
 from ..errors import CommandTimeoutError, ConnectionLostError
 from ._engine import Engine, Packed, ProtocolViolation
-from ._reauth import Ledger
+from ._reauth import AUTH_TIMEOUT, Ledger
 
 if TYPE_CHECKING:
     from .._redis_py import Dialed
@@ -101,6 +101,7 @@ class Session(asyncio.Protocol):
         self._lonely = True
 
         self._auth_position: int | None = None
+        self._auth_deadline = 0.0
         self._draining = False
         self._last_received = loop.time()
 
@@ -157,20 +158,27 @@ class Session(asyncio.Protocol):
             )
 
     def authenticate(self, token: Token) -> asyncio.Future[Any]:
-        """Queue AUTH with ``token`` in the same FIFO as every command; it passes the gate."""
-        self._auth_position = self._engine.position
+        """Queue AUTH with ``token`` in the same FIFO as every command; it passes the gate.
+
+        The time that commands spend behind it does not count, for ``AUTH_TIMEOUT`` at most.
+        """
+        position = self._engine.position
         future = self.submit(("AUTH", token.username, token.secret))
-        future.add_done_callback(self._auth_answered)
+        self._auth_position = position
+        self._auth_deadline = self._loop.time() + AUTH_TIMEOUT
+
+        def answered(_: asyncio.Future[Any]) -> None:
+            if self._auth_position == position:
+                self._stop_waiting_for_auth()
+
+        future.add_done_callback(answered)
         return future
 
-    def stop_waiting_for_auth(self) -> None:
-        """AUTH has had its time: from now on what stands behind it may be late."""
+    def _stop_waiting_for_auth(self) -> None:
+        """AUTH is answered or has had its time: what stands behind it may be late from now on."""
         if self._auth_position is not None:
             self._engine.restart_clock_behind(self._auth_position, self._loop.time())
             self._auth_position = None
-
-    def _auth_answered(self, _: asyncio.Future[Any]) -> None:
-        self.stop_waiting_for_auth()
 
     # -- admission -------------------------------------------------------------------------------
 
@@ -308,6 +316,8 @@ class Session(asyncio.Protocol):
         now = self._loop.time()
         self._watchdog = self._loop.call_later(self._watch_interval(), self._watch)
         timeout = self._dialed.socket_timeout
+        if self._auth_position is not None and now > self._auth_deadline:
+            self._stop_waiting_for_auth()
         oldest = self._engine.oldest_written_at()
         if oldest is None:
             if not self._engine.in_flight and now - self._last_received > (
