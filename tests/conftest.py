@@ -20,6 +20,8 @@ MAY_BLOCK: tuple[tuple[str, str, str], ...] = (
     # Reading a module from disk blocks, and any first import may happen under a test. What the
     # package imports lazily and on purpose off the loop is measured by benchmarks/loop_stall.py.
     ("<frozen importlib._bootstrap>", "_find_and_load", "imports"),
+    # redis-py looks its own version up in its metadata for each connection it makes: one stat.
+    ("redis/utils.py", "get_lib_version", "redis-py's own version"),
     # Tracebacks and warnings read source lines; they only appear where something else is wrong.
     ("linecache.py", "updatecache", "showing source lines"),
     # pytest resolves paths and rewrites asserts while the loop of an async fixture runs.

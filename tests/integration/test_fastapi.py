@@ -11,7 +11,8 @@ from fastapi import APIRouter, Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 
 import aioentra_redis.fastapi
-from aioentra_redis import EntraRedis, LifecycleError
+from aioentra_redis import EntraRedis, LifecycleError, TokenSource
+from aioentra_redis.emulator import Emulator
 from aioentra_redis.fastapi import Redis, client, get_redis, lifespan
 
 Queue = Annotated[EntraRedis, Depends(client("queue"))]
@@ -186,3 +187,42 @@ def test_parameters_do_not_show_in_the_schema():
     operation = application().openapi()["paths"]["/get/{key}"]["get"]
     assert [each["name"] for each in operation["parameters"]] == ["key"]
     assert "requestBody" not in operation
+
+
+@pytest.mark.emulator
+def test_signs_in_and_serves_http_and_websocket(entra_emulator: Emulator):
+    principal = entra_emulator.service_principal
+
+    @asynccontextmanager
+    async def signed_in(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        source = TokenSource.from_client_secret(
+            entra_emulator.tenant_id,
+            principal.client_id,
+            principal.secret or "",
+            **entra_emulator.credential_options,
+        )
+        redis_lifespan = lifespan(
+            entra_emulator.url,
+            token_source=source,
+            ssl_ca_certs=entra_emulator.ca_file,
+            decode_responses=True,
+        )
+        async with source, redis_lifespan(app) as state:
+            yield {**state}
+
+    app = application(lifespan=signed_in)
+
+    @app.put("/set/{key}/{value}")
+    async def put(key: str, value: str, redis: Redis) -> bool:
+        return bool(await redis.set(key, value))
+
+    @app.get("/whoami")
+    async def whoami(redis: Redis) -> str:
+        return str(await redis.acl_whoami())
+
+    with TestClient(app) as http:
+        assert http.put("/set/greeting/hello").json() is True
+        assert http.get("/get/greeting").json() == "hello"
+        with http.websocket_connect("/ws/greeting") as ws:
+            assert ws.receive_text() == "hello"
+        assert http.get("/whoami").json() == principal.object_id
