@@ -369,9 +369,10 @@ class Refresher:
         self.last_error = error
         self.observe()
         over = self._burst_failures >= retry.max_attempts or not _worth_retrying(error)
+        # Without a valid token it is demand that sets the pace, once a second: no bursts then.
         delay = (
             schedule.burst_delay(retry)
-            if over
+            if over or self.state is S.EXPIRED
             else schedule.retry_delay(self._burst_failures, retry)
         )
         delay = schedule.pressed(delay, self.broadcast.current, self._clock())

@@ -1,0 +1,631 @@
+"""The source's states, renewal and news, in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from support.token_fakes import EPOCH, CachingCredential, Clock, Credential, config, source_of
+
+from aioentra_redis._broadcast import Subscription
+from aioentra_redis._events import (
+    Event,
+    RefreshFailed,
+    TokenPublished,
+    TokenState,
+    TokenStateChanged,
+)
+from aioentra_redis._refresher import TRANSITIONS
+from aioentra_redis._source import TokenSource
+from aioentra_redis.errors import (
+    ConfigurationError,
+    IdentityChangedError,
+    InvalidTokenError,
+    TokenAcquisitionError,
+    TokenExpiredError,
+)
+
+pytestmark = pytest.mark.looptime
+
+S = TokenState
+Down = ConnectionError
+
+
+class Provider(Credential):
+    """A credential whose identity provider can be switched off."""
+
+    down: Exception | None = None
+
+    def __init__(self, clock: Clock, **token: Any) -> None:
+        super().__init__(clock, lambda _call: self.down or self.issue(**token))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+async def at(seconds: float) -> None:
+    """Sleep until that many seconds after the test's start."""
+    await asyncio.sleep(seconds - asyncio.get_running_loop().time())
+
+
+async def newest(subscription: Subscription) -> Any:
+    """What has been published to ``subscription`` by now, None if nothing."""
+    try:
+        async with asyncio.timeout(0.001):
+            return await anext(subscription)
+    except TimeoutError:
+        return None
+
+
+def states(events: list[Event]) -> list[TokenState]:
+    return [event.new for event in events if isinstance(event, TokenStateChanged)]
+
+
+# ------------------------------------------------------------------------------------ renewal
+
+
+async def test_the_first_token_then_renewal_in_time(clock: Clock):
+    credential = CachingCredential(clock)
+    events: list[Event] = []
+    async with source_of(credential, clock, on_event=events.append) as source:
+        assert source.state is S.FRESH
+        assert source.current == await source.get()
+        subscription = source.subscribe(after=1)
+        await at(3300.9)
+        assert await newest(subscription) is None
+        await at(3302)
+        token = await newest(subscription)
+        assert (token.version, token.expires_on) == (2, pytest.approx(EPOCH + 6901, abs=0.1))
+        assert source.current is token
+    assert credential.requests == 2
+    assert states(events) == [S.FRESH, S.DUE, S.FRESH, S.CLOSED]
+    published = [event for event in events if isinstance(event, TokenPublished)]
+    assert [(each.version, each.oid, each.lifetime) for each in published] == [
+        (1, "oid-1", 3600),
+        (2, "oid-1", 3600),
+    ]
+
+
+@pytest.mark.parametrize(("life", "ratio", "expected"), [(3600, 0.5, 1800), (4, 0.25, 1)])
+async def test_a_factory_honours_the_ratio(clock: Clock, life: float, ratio: float, expected):
+    credential = Provider(clock, life=life)
+    async with source_of(credential, clock, factory=True, refresh=config(ratio)) as source:
+        subscription = source.subscribe(after=1)
+        await at(expected - 0.01)
+        assert await newest(subscription) is None
+        await at(expected + 0.01)
+        assert (await newest(subscription)).version == 2
+        await at(expected * 10 + 0.1)
+        assert source.current.version >= 10
+        assert credential.peak == 2  # at most two instances live
+        assert credential.alive == 1
+    assert credential.alive == 0
+
+
+async def test_refresh_on_is_followed(clock: Clock):
+    credential = CachingCredential(clock, life=86400, refresh_in=43200)
+    async with source_of(credential, clock) as source:
+        await at(43199)
+        assert source.current.version == 1
+        await at(43202)
+        assert source.current.version == 2
+
+
+async def test_the_cached_token_is_not_news(clock: Clock):
+    """Peers send an AUTH wave for each token the SDK returns, new or not."""
+    credential = CachingCredential(clock)
+    async with source_of(credential, clock) as source:
+        credential.down = True
+        subscription = source.subscribe(after=1)
+        await at(3396)
+        # Asked at 300 s before the expiry and a little over 30 s apart; nothing was published.
+        first, *others = [call for call in credential.calls if call > 0]
+        assert first == pytest.approx(3301, abs=0.1)
+        gaps = [b - a for a, b in zip([first, *others], others, strict=False)]
+        assert all(31 <= gap <= 32 for gap in gaps)
+        assert await newest(subscription) is None
+        assert source.state is S.DUE
+        # Past the AUTH deadline the silence is reported: the SDK swallows its own failures.
+        await at(3470)
+        failed = await newest(subscription)
+        assert isinstance(failed, RefreshFailed)
+        assert "azure.identity" in str(failed.error)
+        assert source.state is S.DEGRADED
+        credential.down = False
+        await at(3520)
+        assert source.current.version == 2
+        assert source.state is S.FRESH
+
+
+async def test_a_platform_that_returns_its_cached_token_with_a_later_time(clock: Clock):
+    first: list[Any] = []
+
+    def answer(call: int) -> Any:
+        if call in (1, 2):
+            first.append(first[0] if first else credential.issue(life=86400))
+            info = first[0]
+            info.refresh_on = EPOCH + (10_000 if call == 1 else 30_000)
+            return info
+        return credential.issue(life=86400)
+
+    credential = Credential(clock, answer)
+    async with source_of(credential, clock) as source:
+        await at(29_999)
+        assert len(credential.calls) == 2
+        await at(30_001)
+        assert source.current.version == 2
+
+
+@pytest.mark.parametrize(
+    ("claims", "error", "says"),
+    [
+        ({"oid": "oid-2"}, IdentityChangedError, "oid-2"),
+        ({"tid": "tid-2"}, IdentityChangedError, "tid-2"),
+        ({"aud": "https://vault.azure.net"}, InvalidTokenError, "vault"),
+        ({"oid": None}, InvalidTokenError, "oid"),
+    ],
+)
+async def test_a_token_that_is_not_ours_is_never_published(clock: Clock, claims, error, says):
+    credential = Credential(
+        clock, lambda call: credential.issue(life=7200, **(claims if call > 1 else {}))
+    )
+    async with source_of(credential, clock) as source:
+        subscription = source.subscribe(after=1)
+        await at(7200 - 290)
+        failed = await newest(subscription)
+        assert isinstance(failed, RefreshFailed)
+        assert isinstance(failed.error, error)
+        assert says in str(failed.error)
+        assert (source.state, source.current.version) == (S.DEGRADED, 1)
+
+
+async def test_a_tenant_seen_later_is_fixed_from_then_on(clock: Clock):
+    tenants = {1: None, 2: "tid-1", 3: "tid-2"}
+    credential = Credential(
+        clock, lambda call: credential.issue(life=1200 + call, tid=tenants.get(call, "tid-2"))
+    )
+    async with source_of(credential, clock) as source:
+        await at(950)
+        assert source.current.version == 2
+        await at(1900)
+        assert source.current.version == 2
+        assert isinstance(source.status.last_error, IdentityChangedError)
+
+
+async def test_an_older_expiry_is_not_news(clock: Clock):
+    lives = {1: 3600, 2: 100}
+    credential = Credential(clock, lambda call: credential.issue(life=lives.get(call, 3600)))
+    async with source_of(credential, clock) as source:
+        await at(3310)
+        assert (len(credential.calls), source.current.version) == (2, 1)
+        await at(3340)
+        assert source.current.version == 2
+
+
+async def test_tokens_that_arrive_with_little_life_left_do_not_spin(clock: Clock):
+    """redis-rs asks without a pause for tokens under 240 s."""
+
+    def answer(_call: int) -> Any:
+        return credential.issue(life=60 + clock() - EPOCH, iat=EPOCH - 86400)
+
+    credential = Credential(clock, answer)
+    async with source_of(credential, clock):
+        await at(30)
+        assert len(credential.calls) <= 31
+
+
+async def test_a_credential_object_with_short_tokens_is_warned_about(clock, caplog):
+    async with source_of(Provider(clock, life=30), clock):
+        await at(20)
+    warnings = [r for r in caplog.records if "from_credential_factory" in r.getMessage()]
+    assert len(warnings) == 1
+    caplog.clear()
+    async with source_of(Provider(clock, life=30), clock, factory=True):
+        pass
+    assert "from_credential_factory" not in caplog.text
+
+
+# ------------------------------------------------------------------------------------ failures
+
+
+async def test_a_short_outage_ends_nothing(clock: Clock):
+    """Peers try four times in 10 ms and then never again."""
+    credential = Provider(clock)
+    async with source_of(credential, clock, refresh=config()) as source:
+        await at(3300)
+        credential.down = Down("refused")
+        await at(3301.5)
+        assert len(credential.calls) == 1 + 3  # one burst: 0.1 s and 0.2 s apart
+        assert source.state is S.DEGRADED
+        assert await source.get() is source.current
+        credential.down = None
+        await at(3320)
+        assert (source.state, source.current.version) == (S.FRESH, 2)
+
+
+async def test_managed_identity_that_fails_past_refresh_on(clock: Clock):
+    """azure-identity raises although the token is good for hours: it is kept."""
+    credential = Provider(clock, life=86400, refresh_in=43200)
+    async with source_of(credential, clock, refresh=config()) as source:
+        await at(43199)
+        credential.down = Down("no response from the IMDS endpoint")
+        await at(43205)
+        assert source.state is S.DEGRADED
+        await at(50_000)
+        assert source.state is S.DEGRADED
+        assert (await source.get()).version == 1
+        # Bursts of three, half a minute apart, and never a storm.
+        assert 3 * 6_800 / 31 < len(credential.calls) < 3 * 6_800 / 29
+        credential.down = None
+        await at(50_035)
+        assert source.state is S.FRESH
+
+
+async def test_failures_become_more_frequent_towards_the_deadline(clock: Clock):
+    credential = Provider(clock)
+    async with source_of(credential, clock, refresh=config()) as source:
+        await at(3300)
+        credential.down = Down("refused")
+        await at(3599)
+        bursts = sum(
+            b - a > 1 for a, b in zip(credential.calls, credential.calls[1:], strict=False)
+        )
+        assert source.state is S.DEGRADED
+        assert 20 < bursts < 120
+        assert (
+            max(b - a for a, b in zip(credential.calls[1:], credential.calls[2:], strict=False))
+            <= 18.1
+        )  # a tenth of the 180 s between deadline and expiry
+
+
+async def test_expired_raises_at_once_and_demand_brings_attempts(clock: Clock):
+    credential = Provider(clock)
+    async with source_of(credential, clock, refresh=config()) as source:
+        await at(3300)
+        credential.down = Down("refused")
+        await at(3601)
+        assert source.state is S.EXPIRED
+        before = asyncio.get_running_loop().time()
+        with pytest.raises(TokenExpiredError, match="refused") as caught:
+            await source.get()
+        assert asyncio.get_running_loop().time() == before
+        assert isinstance(caught.value.__cause__, TokenAcquisitionError)
+        # Nobody asks: about three attempts in half a minute.
+        calls = len(credential.calls)
+        await at(3661)
+        assert len(credential.calls) - calls <= 3
+        # Somebody asks all the time: one attempt per second.
+        calls = len(credential.calls)
+        for tenth in range(100):
+            await at(3661 + tenth / 10)
+            with pytest.raises(TokenExpiredError):
+                await source.get()
+        assert 9 <= len(credential.calls) - calls <= 11
+        credential.down = None
+        await at(3672.5)
+        assert (await source.get()).version == 2
+        assert source.state is S.FRESH
+
+
+async def test_retry_after_is_honoured_in_spite_of_demand(clock: Clock):
+    credential = Provider(clock)
+    async with source_of(credential, clock, refresh=config()) as source:
+        await at(3300)
+        credential.down = TokenAcquisitionError("throttled", retry_after=20)
+        await at(3601)
+        starts = len(credential.calls)
+        for second in range(60):
+            await at(3601 + second)
+            with pytest.raises(TokenExpiredError):
+                await source.get()
+        assert len(credential.calls) - starts <= 3
+
+
+async def test_a_refusal_for_good_is_not_repeated_within_a_burst(clock: Clock):
+    credential = Provider(clock)
+    async with source_of(credential, clock, refresh=config()) as source:
+        subscription = source.subscribe(after=1)
+        await at(3300)
+        credential.down = TokenAcquisitionError("AADSTS7000222", transient=False)
+        await at(3302)
+        assert len(credential.calls) == 2
+        assert (await newest(subscription)).attempts == 1
+
+
+async def test_errors_are_reported_once_per_burst(clock: Clock):
+    credential = Provider(clock)
+    events: list[Event] = []
+    async with source_of(credential, clock, refresh=config(), on_event=events.append) as source:
+        subscription = source.subscribe()
+        await at(3300)
+        credential.down = Down("refused")
+        await at(3302)
+        (failed,) = [event for event in events if isinstance(event, RefreshFailed)]
+        assert (failed.attempts, failed.state) == (3, S.DEGRADED)
+        assert 0 < failed.next_attempt_in <= 12
+        assert (await newest(subscription)).version == 1
+        assert await newest(subscription) is failed
+        status = source.status
+        assert (status.consecutive_failures, status.acquisitions, status.published) == (3, 4, 1)
+        assert status.next_attempt_in == pytest.approx(failed.next_attempt_in, abs=1)
+        assert "refused" in str(status.last_error)
+
+
+async def test_an_attempt_has_a_deadline(clock: Clock):
+    credential = Provider(clock)
+    async with source_of(credential, clock, refresh=config(timeout=5)) as source:
+        credential.delay = 1e6
+        await at(3304)
+        status = source.status
+        assert status.acquiring_for == pytest.approx(3, abs=0.1)
+        assert status.next_attempt_in is None
+        await at(3306.5)
+        assert "no answer within 5 s" in str(source.status.last_error)
+        assert (await source.get()).version == 1
+        credential.delay = 0
+        await at(3313)
+        assert source.current.version == 2
+
+
+async def test_an_asynchronous_credential_that_ignores_cancellation(clock: Clock):
+    stop = asyncio.Event()
+
+    async def stubborn() -> Any:
+        while not stop.is_set():
+            try:
+                await stop.wait()
+            except asyncio.CancelledError:
+                continue
+        return credential.issue()
+
+    credential = Credential(clock, lambda call: credential.issue() if call == 1 else stubborn())
+    async with source_of(credential, clock, refresh=config(timeout=5)) as source:
+        await at(3340)
+        assert source.status.hung_call
+        assert len(credential.calls) == 2  # no second one was started
+        stop.set()
+        await at(3345)
+        assert source.current.version == 2  # its late answer was not wasted
+        assert not source.status.hung_call
+
+
+async def test_a_bug_does_not_end_the_task(clock: Clock, monkeypatch, caplog):
+    credential = Provider(clock)
+    async with source_of(credential, clock, refresh=config()) as source:
+        await at(3300)
+        with monkeypatch.context() as patch:
+            patch.setattr(source._refresher, "_check_identity", lambda token: 1 / 0)
+            await at(3302)
+        assert source.state is S.DEGRADED
+        assert "ZeroDivisionError" in caplog.text
+        await at(3340)
+        assert source.current.version == 2
+
+
+# ------------------------------------------------------------------------------------ the clock
+
+
+async def test_waking_from_suspension(clock: Clock):
+    credential = Provider(clock)
+    async with source_of(credential, clock) as source:
+        await at(100)
+        clock.step(8 * 3600)
+        assert source.state is S.EXPIRED
+        # Nothing has failed: the first command waits for the one request that is needed.
+        credential.delay = 0.5
+        token = await source.get()
+        assert token.version == 2
+        assert asyncio.get_running_loop().time() < 103
+
+
+async def test_waking_from_suspension_is_noticed_without_demand(clock: Clock):
+    credential = Provider(clock)
+    events: list[Event] = []
+    async with source_of(credential, clock, on_event=events.append) as source:
+        await at(100)
+        clock.step(8 * 3600)
+        await at(132)
+        assert source.current.version == 2
+    assert states(events) == [S.FRESH, S.EXPIRED, S.FRESH, S.CLOSED]
+
+
+async def test_waking_up_while_the_provider_hangs(clock: Clock):
+    credential = Provider(clock)
+    async with source_of(credential, clock) as source:
+        await at(100)
+        clock.step(8 * 3600)
+        credential.delay = 1e6
+        before = asyncio.get_running_loop().time()
+        with pytest.raises(TokenExpiredError, match="none came yet"):
+            await source.get()
+        assert asyncio.get_running_loop().time() - before <= 2.1
+
+
+async def test_a_clock_that_is_stepped_back(clock: Clock):
+    credential = CachingCredential(clock)
+    async with source_of(credential, clock) as source:
+        await at(3400)
+        version = source.current.version
+        calls = len(credential.calls)
+        clock.step(-3600)
+        await at(3400 + 3600)
+        assert len(credential.calls) - calls <= 5  # no storm
+        assert source.current.version == version
+        assert source.state is S.FRESH
+
+
+async def test_a_clock_that_is_stepped_forth_and_back(clock: Clock):
+    credential = Provider(clock)
+    async with source_of(credential, clock) as source:
+        await at(100)
+        clock.step(8 * 3600)
+        credential.down = Down("refused")
+        await at(140)
+        assert source.state is S.EXPIRED
+        clock.step(-8 * 3600)
+        assert source.state is S.DUE
+        assert (await source.get()).version == 1
+        calls = len(credential.calls)
+        await at(300)
+        assert len(credential.calls) - calls < 30
+        credential.down = None
+        await at(400)
+        assert source.state is S.FRESH
+
+
+async def test_no_sleep_is_longer_than_half_a_minute(clock: Clock, monkeypatch):
+    slept: list[float] = []
+    real = asyncio.timeout
+    monkeypatch.setattr(asyncio, "timeout", lambda delay: slept.append(delay) or real(delay))
+    async with source_of(Provider(clock, life=86400), clock):
+        await at(80_000)
+    assert len(slept) > 2000
+    assert max(slept) <= 30
+
+
+# ------------------------------------------------------------------------------------ the table
+
+
+def test_the_table_is_complete():
+    assert set(TRANSITIONS) == set(TokenState)
+    for old, targets in TRANSITIONS.items():
+        assert old not in targets
+        assert (S.CLOSED in targets) == (old is not S.CLOSED)
+    for old in (S.DUE, S.DEGRADED, S.EXPIRED, S.STARTING):
+        assert S.FRESH in TRANSITIONS[old]
+    for old in (S.FRESH, S.DUE, S.DEGRADED):
+        assert S.EXPIRED in TRANSITIONS[old]
+
+
+@pytest.mark.parametrize("old", TokenState, ids=lambda state: state.name)
+@pytest.mark.parametrize("new", TokenState, ids=lambda state: state.name)
+def test_each_transition_is_allowed_or_raises(clock: Clock, caplog, old, new):
+    caplog.set_level("INFO", "aioentra_redis.source")
+    refresher = source_of(Provider(clock), clock)._refresher
+    events: list[Event] = []
+    refresher.hub.listen(events.append)
+    refresher.state = old
+    if new is old:
+        refresher._set_state(new)
+        assert events == []
+    elif new in TRANSITIONS[old]:
+        refresher._set_state(new)
+        assert events == [TokenStateChanged(refresher.name, old, new)]
+        assert f"{old.name} -> {new.name}" in caplog.text
+    else:
+        with pytest.raises(AssertionError, match=new.name):
+            refresher._set_state(new)
+        assert refresher.state is old
+
+
+async def test_every_transition_is_travelled(clock: Clock):
+    """By real sources, so that the table has no row that can't happen."""
+    seen: set[tuple[TokenState, TokenState]] = set()
+
+    def note(event: Event) -> None:
+        if isinstance(event, TokenStateChanged):
+            seen.add((event.old, event.new))
+
+    def make(**token: Any) -> tuple[Provider, TokenSource]:
+        provider = Provider(clock, **token)
+        return provider, source_of(provider, clock, refresh=config(), on_event=note)
+
+    _, unused = make()
+    await unused.aclose()  # STARTING -> CLOSED
+    provider, source = make(life=600)
+    provider.down = Down("refused")
+    for _ in range(2):  # STARTING -> FAILED -> STARTING
+        with pytest.raises(TokenAcquisitionError):
+            await source.start()
+    await source.aclose()  # FAILED -> CLOSED
+    provider, source = make(life=600)
+    await source.start()  # STARTING -> FRESH
+    provider.down = Down("refused")
+    await asyncio.sleep(301.5)  # FRESH -> DUE -> DEGRADED
+    provider.down = None
+    await asyncio.sleep(31)  # DEGRADED -> FRESH
+    await asyncio.sleep(310)  # DUE -> FRESH
+    clock.step(700)
+    provider.down = Down("refused")
+    await asyncio.sleep(31)  # FRESH -> EXPIRED
+    clock.step(-700)
+    await asyncio.sleep(31)  # EXPIRED -> DUE -> DEGRADED
+    await asyncio.sleep(600)  # DEGRADED -> EXPIRED
+    provider.down = None
+    await asyncio.sleep(31)  # EXPIRED -> FRESH
+    provider.delay = 5
+    while source.state is not S.DUE:  # noqa: ASYNC110 - virtual time
+        await asyncio.sleep(1)
+    clock.step(700)
+    with pytest.raises(TokenExpiredError):
+        await source.get()  # DUE -> EXPIRED, seen while an attempt is under way
+    await source.aclose()
+    for state, script in {
+        S.FRESH: None,
+        S.DUE: "hang",
+        S.DEGRADED: Down("refused"),
+        S.EXPIRED: Down("refused"),
+    }.items():
+        provider, source = make(life=600)
+        await source.start()
+        provider.down = script if isinstance(script, Exception) else None
+        provider.delay = 8 if script == "hang" else 0
+        if state is not S.FRESH:
+            await asyncio.sleep(650 if state is S.EXPIRED else 303)
+        assert source.state is state
+        await source.aclose()
+    expected = {(old, new) for old, targets in TRANSITIONS.items() for new in targets}
+    assert expected - seen == set()
+
+
+# ------------------------------------------------------------------------------------ arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"credential": "secret"}, "get_token"),
+        ({"credential": None}, "get_token"),
+        ({"credential": Credential}, "instance"),
+        ({"scopes": ()}, "scopes"),
+        ({"scopes": ""}, "scopes"),
+        ({"refresh": 0.8}, "TokenRefreshConfig"),
+    ],
+)
+def test_unusable_arguments(clock: Clock, arguments: dict, says: str):
+    with pytest.raises(ConfigurationError, match=says):
+        TokenSource(**{"credential": Provider(clock), **arguments})
+
+
+async def test_what_a_source_tells_about_itself(clock: Clock):
+    source = source_of(Provider(clock), clock, name="cache", username="someone")
+    assert repr(source) == "<TokenSource 'cache' starting, 0 subscribers>"
+    status = source.status
+    assert (status.state, status.version, status.expires_on, status.remaining) == (
+        S.STARTING,
+        0,
+        None,
+        None,
+    )
+    assert source.current is None
+    assert "https://redis.azure.com" in source.describe()
+    async with source:
+        kept = source.subscribe()
+        assert (
+            repr(source)
+            == "<TokenSource 'cache' fresh ...eone version 1, 3600 s left, 1 subscribers>"
+        )
+        assert source.current.username == "someone"
+        assert "tid-1" in source.describe()
+        assert source.now() == clock()
+        assert source.name == "cache"
+        assert source.refresh_config.expiration_refresh_ratio == 0.8
+        events: list[Event] = []
+        stop = source.listen(events.append)
+        stop()
+    assert events == []
+    assert "closed" in repr(source)
+    assert kept
