@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, Depends, FastAPI, WebSocket
+from fastapi import Depends, FastAPI, WebSocket
 from fastapi.testclient import TestClient
 
 import aioentra_redis.fastapi
@@ -117,14 +117,19 @@ def test_lifespan_can_run_again(made: list[FakeRedis]):
 
 
 def test_two_clients(made: list[FakeRedis]):
-    router = APIRouter(lifespan=lifespan("rediss://two", name="queue"))
+    one, two = lifespan("rediss://one"), lifespan("rediss://two", name="queue")
 
-    @router.get("/both")
+    @asynccontextmanager
+    async def both_lifespans(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        async with one(app) as first, two(app) as second:
+            yield {**first, **second}
+
+    app = application(lifespan=both_lifespans)
+
+    @app.get("/both")
     async def both(redis: Redis, queue: Queue) -> list[str]:
         return [await redis.get("a"), await queue.get("b")]
 
-    app = application(lifespan=lifespan("rediss://one"))
-    app.include_router(router)
     with TestClient(app) as http:
         assert http.get("/both").json() == ["a of rediss://one", "b of rediss://two"]
 
