@@ -135,7 +135,8 @@ class Refresher:
         if new not in TRANSITIONS[old]:
             raise AssertionError(f"a token source can't go from {old.name} to {new.name}")
         self.state = new
-        level = logging.WARNING if new in (S.DEGRADED, S.EXPIRED, S.FAILED) else logging.INFO
+        # A failed start raises, so it needs no warning besides.
+        level = logging.WARNING if new in (S.DEGRADED, S.EXPIRED) else logging.INFO
         logger.log(level, "%s: %s -> %s", self.name, old.name, new.name)
         self.hub.emit(TokenStateChanged(source=self.name, old=old, new=new))
 
