@@ -28,11 +28,13 @@ def explain(
 ) -> EntraRedisError:
     """Turn what a dial raised into an error of ours, without tracebacks that show secrets.
 
-    ``exc`` becomes the cause of what is returned; an error of ours is returned as it is.
+    ``exc`` becomes the cause of what is returned; an error of ours is returned as it is, also
+    where redis-py has wrapped it.
     """
     without_tracebacks(exc)
-    if isinstance(exc, EntraRedisError):
-        return exc
+    for cause in _causes(exc):
+        if isinstance(cause, EntraRedisError):
+            return cause
     error = _explain(exc, f"{host}:{port}" if port else host, host, port, tls, token)
     error.__cause__ = exc
     return error

@@ -10,7 +10,6 @@ and an exception that has passed through a credential is stripped before it beco
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
@@ -97,7 +96,9 @@ def without_tracebacks(error: E) -> E:
 def again(error: E) -> E:
     """Return a copy of ``error`` to raise: one exception object raised by many tasks would
     collect the frames of all of them."""
-    twin = copy.copy(error)
+    # Not copy.copy(): that calls the class with `args`, and some classes want keywords too.
+    twin = type(error).__new__(type(error), *error.args)
+    twin.__dict__.update(error.__dict__)
     twin.__cause__ = error.__cause__
     twin.__suppress_context__ = True
     twin.__traceback__ = None

@@ -178,6 +178,7 @@ class Engine:
                     return
                 if reply.__class__ is push_type:  # before anything else: it subclasses list
                     self._on_push(reply)
+                    raw = self._raw  # a handler may have queued commands
                     continue
                 waiter = popleft()
                 if raw and waiter.__class__ is Raw:
