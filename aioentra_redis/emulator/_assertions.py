@@ -69,11 +69,15 @@ def check_assertion(
         key.verify(signed, f"{head}.{body}".encode(), scheme, hashes.SHA256())
     except InvalidSignature:
         return 700027, "Client assertion failed signature validation."
-    begins, ends = claims.get("nbf", now), claims.get("exp")
-    numbers = isinstance(begins, (int, float)) and isinstance(ends, (int, float))
-    if not numbers or begins > now + SKEW or ends < now - SKEW:
+    if not _within(claims.get("nbf", now), now, claims.get("exp")):
         return 700024, "Client assertion is not within its valid time range."
     return None
+
+
+def _within(begins: object, now: float, ends: object) -> bool:
+    if not isinstance(begins, (int, float)) or not isinstance(ends, (int, float)):
+        return False
+    return begins - SKEW <= now <= ends + SKEW
 
 
 def _check_federated(claims: Mapping[str, Any]) -> Rejection | None:

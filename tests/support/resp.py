@@ -25,12 +25,12 @@ def chunks(data: bytes, sizes: Iterable[int]) -> list[bytes]:
     return [each for each in pieces if each]
 
 
-def parse(data: bytes, position: int = 0) -> tuple[Reply, int] | None:
+def parse(data: bytes | bytearray, position: int = 0) -> tuple[Reply, int] | None:
     """The first reply in ``data`` and the position behind it; None if it is not all there."""
     end = data.find(b"\r\n", position)
     if end < 0:
         return None
-    kind, line, position = chr(data[position]), data[position + 1 : end], end + 2
+    kind, line, position = chr(data[position]), bytes(data[position + 1 : end]), end + 2
     if kind in "+-:_#,(":
         return (kind, line), position
     if kind in "$=!":
@@ -39,7 +39,7 @@ def parse(data: bytes, position: int = 0) -> tuple[Reply, int] | None:
             return (kind, None), position
         if len(data) < position + length + 2:
             return None
-        return (kind, data[position : position + length]), position + length + 2
+        return (kind, bytes(data[position : position + length])), position + length + 2
     elements: list[Reply] = []
     for _ in range(max(int(line), 0) * (2 if kind == "%" else 1)):
         found = parse(data, position)

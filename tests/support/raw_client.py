@@ -1,0 +1,78 @@
+"""A client without opinions: it writes what it is told and reads one reply at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from types import TracebackType
+from typing import Self
+
+from aioentra_redis.emulator import Emulator
+
+from .resp import Reply, pack, parse
+
+DEADLINE = 5.0
+
+
+class RawClient:
+    """One connection to the emulator's Redis; ``async with RawClient(emulator) as client``."""
+
+    def __init__(self, emulator: Emulator, *, tls: bool = False) -> None:
+        url = emulator.url if tls else emulator.plaintext_url
+        self._host, _, port = url.partition("://")[2].partition(":")
+        self._port = int(port)
+        self._context = ssl.create_default_context(cafile=emulator.ca_file) if tls else None
+        self._buffer = bytearray()
+
+    async def __aenter__(self) -> Self:
+        self._reader, self._writer = await asyncio.open_connection(
+            self._host, self._port, ssl=self._context, limit=1 << 22
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
+
+    def send(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    async def reply(self) -> Reply:
+        """The next reply; EOFError when the connection has ended, ConnectionError if cut."""
+        async with asyncio.timeout(DEADLINE):
+            while (found := parse(self._buffer)) is None:
+                more = await self._reader.read(1 << 20)
+                if not more:
+                    raise EOFError
+                self._buffer += more
+        reply, end = found
+        del self._buffer[:end]
+        return reply
+
+    async def call(self, *arguments: bytes | str) -> Reply:
+        self.send(pack(*arguments))
+        return await self.reply()
+
+    async def until_end(self) -> list[Reply]:
+        """Every reply up to the end of the connection."""
+        replies: list[Reply] = []
+        while True:
+            try:
+                replies.append(await self.reply())
+            except (EOFError, ConnectionError):
+                return replies
+
+    async def ended(self) -> bool:
+        """Wait for the other side to close; False if it sends something instead."""
+        try:
+            await self.reply()
+        except (EOFError, ConnectionError):
+            return True
+        return False
