@@ -100,8 +100,8 @@ def lowest_dependencies(session: nox.Session) -> None:
     session.install(*requirements("tests"), *lowest(), "httpx<0.28")
     # Old libraries call what newer ones, which nothing pins here, have deprecated since, and
     # Starlette's test client of that time doesn't close all of its anyio streams.
-    quiet = ["-W", "ignore::DeprecationWarning", "-W", "ignore:Unclosed .Memory:ResourceWarning"]
-    session.run("pytest", *quiet, *session.posargs)
+    old = ("ignore::DeprecationWarning", "ignore:Unclosed <MemoryObject:ResourceWarning")
+    session.run("pytest", *(f"-W{each}" for each in old), *session.posargs)
 
 
 @nox.session

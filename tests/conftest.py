@@ -22,8 +22,8 @@ MAY_BLOCK: tuple[tuple[str, str, str], ...] = (
     ("<frozen importlib._bootstrap>", "_find_and_load", "imports"),
     # redis-py looks its own version up in its metadata for each connection it makes: one stat.
     ("redis/utils.py", "get_lib_version", "redis-py's own version"),
-    # aiohttp 3.9, the oldest we claim, looks for a netrc file on the loop at each request through a proxy-aware
-    # session, which azure's are.
+    # aiohttp 3.9, the oldest we claim, looks for a netrc file on the loop at each request of a
+    # session that minds the environment's proxies, as azure's do.
     ("aiohttp/helpers.py", "netrc_from_env", "aiohttp's proxy settings"),
     # Tracebacks and warnings read source lines; they only appear where something else is wrong.
     ("linecache.py", "updatecache", "showing source lines"),
