@@ -29,6 +29,8 @@ what failed, where, for whom, why and what to do next; a token is never part of 
 
 from __future__ import annotations
 
+from typing import Any
+
 from redis import exceptions as redis_exceptions
 
 __all__ = [
@@ -56,7 +58,11 @@ __all__ = [
 
 
 class EntraRedisError(Exception):
-    """Base class of every exception that this package defines."""
+    """Base class of every exception that this package defines; all can be copied and pickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception's own way is to call the class with ``args``, which leaves out keywords.
+        return _restore, (type(self), self.args, self.__dict__)
 
 
 class ConfigurationError(EntraRedisError, ValueError):
@@ -175,3 +181,12 @@ class WrongLoopError(LifecycleError):
 
 class ForkedError(LifecycleError):
     """The object was made before a fork and can't be used in the child process."""
+
+
+def _restore(
+    kind: type[EntraRedisError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> EntraRedisError:
+    """Make an exception anew from what ``__reduce__`` has taken down."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
