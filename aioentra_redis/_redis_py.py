@@ -426,11 +426,14 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
     if socket_timeout is not None:
         connection.socket_timeout = max(socket_timeout, HANDSHAKE_TIMEOUT)
     started = loop.time()
+    opened = _keep_what_opens(connection)
     try:
         await connection.connect()
     except BaseException:
-        _drop(connection)
+        _drop(connection, opened)
         raise
+    finally:
+        del connection._connect
     connection.socket_timeout = socket_timeout
     finished = loop.time()
     sign_in = connection.credential_provider
@@ -459,10 +462,26 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
     )
 
 
-def _drop(connection: Any) -> None:
+def _keep_what_opens(connection: Any) -> list[asyncio.StreamWriter]:
+    """Return a list that gets the stream which ``connection`` opens when it connects.
+
+    After a failed handshake redis-py lets go of it, having begun to close it: over TLS that ends
+    when the peer says goodbye too, for which asyncio waits 30 s if it is stuck.
+    """
+    opened: list[asyncio.StreamWriter] = []
+    original = connection._connect
+
+    async def connect() -> None:
+        await original()
+        opened.append(connection._writer)
+
+    connection._connect = connect
+    return opened
+
+
+def _drop(connection: Any, opened: list[asyncio.StreamWriter]) -> None:
     """Close what a failed or cancelled handshake left open, at once."""
-    writer = connection._writer
     connection._writer = connection._reader = None
-    if writer is not None:
+    for writer in opened:
         with contextlib.suppress(Exception):
             writer.transport.abort()
