@@ -40,18 +40,23 @@ def supervised() -> int:
 
 
 def serve(
-    options: Options | None = None, *, kind: Kind = "client-secret", out: TextIO | None = None
+    options: Options | None = None,
+    *,
+    kind: Kind = "client-secret",
+    out: TextIO | None = None,
+    describe: Callable[[StartDetails], str] | None = None,
 ) -> int:
     """Run in the foreground until SIGINT or SIGTERM; the way of ``aioentra-redis emulator``.
 
     Prints what it is and the environment variables for signing in as ``kind``, ready for a
-    shell. Returns the exit status: 0, or 1 with a message on standard error if it could not
-    start. Blocks; needs no event loop and must not be called from one.
+    shell; or what ``describe`` makes of the details. Returns the exit status: 0, or 1 with a
+    message on standard error if it could not start. Blocks; needs no event loop and must not be
+    called from one.
     """
     stream = out if out is not None else sys.stdout
 
     def report(details: StartDetails) -> None:
-        stream.write(banner(details, kind))
+        stream.write(describe(details) if describe is not None else banner(details, kind))
         stream.flush()
 
     try:
