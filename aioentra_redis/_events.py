@@ -33,7 +33,7 @@ logger = logging.getLogger("aioentra_redis.events")
 
 
 class TokenState(enum.Enum):
-    """Where a token source is in its life; the transitions are a table in ``_source.py``."""
+    """Where a token source is in its life; the transitions are a table in ``_refresher.py``."""
 
     STARTING = "starting"
     FRESH = "fresh"

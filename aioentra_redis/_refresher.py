@@ -28,11 +28,11 @@ from ._events import (
     TokenStateChanged,
     TokenStatus,
 )
+from ._news import Identity, is_news
 from ._redaction import again, without_tracebacks
 from ._token import Token, resources_of
 from .errors import (
     ClosedError,
-    IdentityChangedError,
     TokenAcquisitionError,
     TokenError,
     TokenExpiredError,
@@ -107,8 +107,7 @@ class Refresher:
         self._resources = resources_of(scopes)
         self._username = username
         self._clock = clock
-        self._oid: str | None = None
-        self._tenant: str | None = None
+        self._identity = Identity()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started: asyncio.Future[None] | None = None
         self._wake: asyncio.Event = asyncio.Event()
@@ -264,7 +263,7 @@ class Refresher:
                 resources=self._resources,
                 username=self._username,
             )
-            self._check_identity(token)
+            self._identity.check(token, self.subject)
         except TokenError as error:
             failure = without_tracebacks(error)
         except Exception as error:
@@ -283,7 +282,7 @@ class Refresher:
         outcome = await self._attempt()
         if isinstance(outcome, TokenError):
             self._failed(outcome)
-        elif self._is_news(outcome):
+        elif is_news(outcome, self.broadcast.current):
             await self._publish(outcome)
         else:
             self._unchanged(outcome)
@@ -291,33 +290,10 @@ class Refresher:
 
     # ---------------------------------------------------------------------------- the outcomes
 
-    def _check_identity(self, token: Token) -> None:
-        """Raise :exc:`IdentityChangedError` unless ``token`` is of the first token's identity.
-
-        A chain credential can fall through to another identity, which would change who writes
-        to the cache without anybody noticing.
-        """
-        if self.broadcast.current is None:
-            return
-        known = self._tenant is not None and token.tenant_id is not None
-        if token.oid != self._oid or (known and token.tenant_id != self._tenant):
-            raise IdentityChangedError(
-                f"{self.subject} returned a token of oid {token.oid}, tenant {token.tenant_id},"
-                f" but this source signs in as oid {self._oid}, tenant {self._tenant}; it was not"
-                " used. A chain credential has probably fallen through to another of its members:"
-                " name the one credential that you mean."
-            )
-
-    def _is_news(self, token: Token) -> bool:
-        """Whether ``token`` should replace the current one: it is another, and lives longer."""
-        current = self.broadcast.current
-        return current is None or (token != current and token.expires_on > current.expires_on)
-
     async def _publish(self, token: Token) -> None:
         """Make ``token`` the current one, then close the credential of the one before."""
         acquired_in = self._now() - self._last_attempt_at
-        self._oid = token.oid
-        self._tenant = self._tenant or token.tenant_id
+        self._identity.fix(token)
         self._published = token.version
         self._burst_failures = self._failures = 0
         self._next_at = None

@@ -20,7 +20,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "_events _lifecycle _redaction _threads",
         "_token _schedule _broadcast _options _multiplex._engine _multiplex._routing",
         "_entra_errors _diagnosis",
-        "_acquirer",
+        "_acquirer _news",
         "_credentials _refresher",
         "_constructors",
         "_source",

@@ -397,7 +397,7 @@ async def test_a_bug_does_not_end_the_task(clock: Clock, monkeypatch, caplog):
     async with source_of(credential, clock, refresh=config()) as source:
         await at(3300)
         with monkeypatch.context() as patch:
-            patch.setattr(source._refresher, "_check_identity", lambda token: 1 / 0)
+            patch.setattr(source._refresher._identity, "check", lambda *_: 1 / 0)
             await at(3302)
         assert source.state is S.DEGRADED
         assert "ZeroDivisionError" in caplog.text
