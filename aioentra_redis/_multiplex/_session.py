@@ -156,16 +156,23 @@ class Session(asyncio.Protocol):
             self._pending_bytes -= (
                 len(packed) if isinstance(packed, bytes) else sum(map(len, packed))
             )
+            self._end_if_drained()
 
     def authenticate(self, token: Token) -> asyncio.Future[Any]:
-        """Queue AUTH with ``token`` in the same FIFO as every command; it passes the gate.
+        """Write AUTH with ``token``, in the same FIFO as every command; it passes the gate.
 
-        The time that commands spend behind it does not count, for ``AUTH_TIMEOUT`` at most.
+        The time that commands spend behind it does not count, for ``AUTH_TIMEOUT`` at most. Its
+        own answer may come at any time: ``socket_timeout`` is meant for commands.
         """
+        if self.closed:
+            raise self._loss(False)
         position = self._engine.position
-        future = self.submit(("AUTH", token.username, token.secret))
+        future: asyncio.Future[Any] = self._create_future()
+        packed = self._pack(("AUTH", token.username, token.secret))
+        self._engine.submit(_Patient(future), packed)
         self._auth_position = position
         self._auth_deadline = self._loop.time() + AUTH_TIMEOUT
+        self._flush()  # at once: a command withdrawn before the write would shift the position
 
         def answered(_: asyncio.Future[Any]) -> None:
             if self._auth_position == position:
@@ -197,7 +204,7 @@ class Session(asyncio.Protocol):
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._admit_next()  # our turn had come: pass it on
-            else:
+            elif turn in self._gate:  # the gate may have met the cancelled turn before us
                 self._gate.remove(turn)
             raise
 
@@ -269,12 +276,20 @@ class Session(asyncio.Protocol):
         if not batch:
             return
         write = self._transport.write
-        if len(batch) == 1 and batch[0].__class__ is bytes:
-            write(batch[0])
-        elif size <= JOIN_LIMIT and list not in {part.__class__ for part in batch}:
-            write(b"".join(batch))  # type: ignore[arg-type]
-        else:
-            _write_in_pieces(write, batch)
+        try:
+            if len(batch) == 1 and batch[0].__class__ is bytes:
+                write(batch[0])
+            elif size <= JOIN_LIMIT and list not in {part.__class__ for part in batch}:
+                write(b"".join(batch))  # type: ignore[arg-type]
+            else:
+                _write_in_pieces(write, batch)
+        except Exception as exc:
+            # uvloop raises where asyncio says nothing: the socket is closed. How much was written
+            # is not known, so the replies have no known owners any more.
+            cause = ConnectionLostError(f"writing to {self.host} failed: {exc}")
+            cause.__cause__ = exc
+            self._end(cause)
+            return
         if self.congested and not self._paused:
             self._admit_next()
 
@@ -296,8 +311,8 @@ class Session(asyncio.Protocol):
         except ProtocolViolation as exc:
             self._end(ConnectionLostError(f"the connection to {self.host} is out of step: {exc}"))
             return
-        if self._draining and not self._engine.in_flight:
-            self._end(None)
+        if self._draining:
+            self._end_if_drained()
 
     def _dispatch_push(self, push: Any) -> None:
         task = self._loop.create_task(self._dialed.dispatch_push(push))
@@ -348,13 +363,22 @@ class Session(asyncio.Protocol):
     # -- the end ---------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Close as soon as nothing is in flight; new commands go elsewhere."""
+        """Close as soon as nothing is in flight; who waits at the gate goes elsewhere."""
         self._draining = True
-        if not self._engine.in_flight:
+        self._open_gate()
+        self._end_if_drained()
+
+    def _end_if_drained(self) -> None:
+        if self._draining and not self._engine.in_flight:
             self._end(None)
 
     def close(self) -> None:
-        """Close at once; whoever is in flight gets ``ConnectionLostError``. Idempotent."""
+        """Close at once; whoever is in flight gets ``ConnectionLostError``. Idempotent.
+
+        A session that has ended, but whose socket lingers because TLS says goodbye, is cut off.
+        """
+        if self.closed:
+            self._transport.abort()
         self._end(None)
 
     async def wait_closed(self) -> None:
@@ -415,6 +439,21 @@ def _write_in_pieces(write: Callable[[bytes], None], batch: list[Packed]) -> Non
             write(piece)
     if small:
         write(b"".join(small))
+
+
+class _Patient:
+    """A waiter that is never late: the answer to AUTH says which token the server holds."""
+
+    __slots__ = ("_future", "done", "set_result")
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        self._future = future
+        self.done = future.done
+        self.set_result = future.set_result
+
+    def set_exception(self, exception: Exception, /) -> None:
+        if not isinstance(exception, CommandTimeoutError):
+            self._future.set_exception(exception)
 
 
 def _ignore_outcome(future: asyncio.Future[Any]) -> None:
