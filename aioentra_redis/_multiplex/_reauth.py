@@ -109,12 +109,11 @@ class Ledger:
         self.state = state
 
     def accepted(self, token: Token, *, now: float, latency: float) -> None:
-        """The server has taken ``token``."""
+        """The server has taken ``token``; the state is another matter, see ``move_to``."""
         self.token = token
         self.last_auth_at = now
         self.last_auth_latency = latency
         self.reauthentications += 1
-        self.move_to(ConnectionState.AUTHENTICATED)
 
     def close(self) -> None:
         """The connection is gone."""
@@ -205,6 +204,7 @@ class Reauthenticator:
         self._replace = replace
         self._hub = hub
         self._probe = Probe()
+        self._newest_auth: asyncio.Future[Any] | None = None
 
     async def run(self) -> None:
         """Give the connection each newer token, until either ends. Cancelling it is clean."""
@@ -222,9 +222,12 @@ class Reauthenticator:
 
     async def _newer_token_or_probe(self) -> bool:
         """Wait for something to do; False when the source is closed."""
+        delay = self._probe.delay
+        # Once: failed renewals, which come by here too, must not put the probe off.
+        probe_at = None if delay is None else asyncio.get_running_loop().time() + delay
         while True:
             try:
-                async with asyncio.timeout(self._probe.delay):
+                async with asyncio.timeout_at(probe_at):
                     news = await anext(self._subscription)
             except TimeoutError:
                 return True
@@ -251,16 +254,22 @@ class Reauthenticator:
             await self._in_place(token)
 
     async def _make_before_break(self, held: Token) -> bool:
-        """Try for a replacement until the held token's deadline; False if none could be had."""
+        """Try for a replacement in half of the time that is left to the held token's deadline.
+
+        The other half is for an AUTH in place. Returns False if no replacement could be had.
+        """
+        loop = asyncio.get_running_loop()
+        left = reauth_deadline(held) - self._source.now()
+        give_up_at = loop.time() + max(left / 2, UNANSWERED_AUTH)
         delay = 0.1
         while not self._ended:
             try:
-                await self._replace(self._connection, "the server validates tokens slowly")
+                async with asyncio.timeout_at(give_up_at):
+                    await self._replace(self._connection, "the server validates tokens slowly")
             except Exception as exc:
                 error = without_tracebacks(exc)
-                logger.warning("%s: no replacement yet: %s", self._connection.name, error)
-                left = reauth_deadline(held) - self._source.now()
-                if left <= delay:
+                logger.warning("%s: no replacement yet: %r", self._connection.name, error)
+                if loop.time() + delay >= give_up_at:
                     return False
                 await asyncio.sleep(random.uniform(0.5, 1) * delay)
                 delay = min(delay * 2, 5.0)
@@ -269,7 +278,11 @@ class Reauthenticator:
         return True
 
     async def _in_place(self, token: Token) -> None:
-        """AUTH in the connection's own queue; beside it a replacement if the answer is late."""
+        """AUTH in the connection's own queue; beside it a replacement if the answer is late.
+
+        Returns when the outcome is known, or after ``AUTH_TIMEOUT``; the answer is learned from
+        whenever it comes. Cancelling it, or an answer, ends the attempt to get a replacement.
+        """
         loop = asyncio.get_running_loop()
         started = loop.time()
         self._ledger.move_to(ConnectionState.REAUTHENTICATING)
@@ -277,57 +290,45 @@ class Reauthenticator:
             answer = self._connection.authenticate(token)
         except ConnectionLostError:
             return  # its loss is dealt with elsewhere
-        replacement: asyncio.Task[None] | None = None
-        try:
-            await asyncio.wait({answer}, timeout=UNANSWERED_AUTH)
-            if not answer.done():
-                replacement = loop.create_task(
-                    self._replace(self._connection, "an AUTH had no answer after 1 s")
-                )
-                await asyncio.wait(
-                    {answer, replacement},
-                    timeout=AUTH_TIMEOUT - UNANSWERED_AUTH,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if replacement.done() and not answer.done() and not self._ended:
-                    # No replacement to be had: all hope is on the answer.
-                    left = AUTH_TIMEOUT - (loop.time() - started)
-                    await asyncio.wait({answer}, timeout=max(0.0, left))
-        finally:
-            if replacement is not None:
-                await _settle(replacement, cancel=answer.done())
-            if not answer.done():
-                answer.add_done_callback(
-                    lambda late: self._answered(late, token, loop.time() - started)
-                )
-        if self._ended:
+        self._newest_auth = answer
+        # First of its callbacks: who waits for the answer below finds it learned.
+        answer.add_done_callback(lambda done: self._answered(done, token, loop.time() - started))
+        await asyncio.wait({answer}, timeout=UNANSWERED_AUTH)
+        if answer.done() or self._ended:
             return
-        if answer.done():
-            self._answered(answer, token, loop.time() - started)
-        else:
+        replacement = loop.create_task(
+            self._replace(self._connection, "an AUTH had no answer after 1 s")
+        )
+        patience = AUTH_TIMEOUT - UNANSWERED_AUTH
+        try:
+            await asyncio.wait(
+                {answer, replacement}, timeout=patience, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not (answer.done() or self._ended):
+                # No replacement to be had: all hope is on the answer.
+                patience = AUTH_TIMEOUT - (loop.time() - started)
+                await asyncio.wait({answer}, timeout=max(0.0, patience))
+        finally:
+            await _give_up(replacement)
+        if not (answer.done() or self._ended):
             self._failed(token, TimeoutError(f"AUTH had no answer after {AUTH_TIMEOUT:g} s"))
 
     def _answered(self, answer: asyncio.Future[Any], token: Token, latency: float) -> None:
         """Learn the outcome of an AUTH, in time or late."""
-        if answer.cancelled() or self._ended:
-            if not answer.cancelled():
-                answer.exception()
-            return
         error = answer.exception()
-        if error is None:
-            held = self._ledger.token
-            if held is not None and token.version < held.version:
-                return
-            if self._ledger.state is ConnectionState.AUTHENTICATED:
-                return
+        newest = answer is self._newest_auth
+        if self._ended or isinstance(error, ConnectionLostError):
+            return
+        if error is not None:
+            if newest:  # else a newer AUTH is in the FIFO, and its answer decides
+                self._failed(token, without_tracebacks(error))
+            return
+        self._ledger.accepted(token, now=self._source.now(), latency=latency)
+        if newest:
             self._probe.accepted()
-            self._ledger.accepted(token, now=self._source.now(), latency=latency)
-            connection = self._connection
-            self._hub.emit(
-                Reauthenticated(connection.name, connection.host, token.version, latency)
-            )
-        elif not isinstance(error, ConnectionLostError):
-            self._failed(token, without_tracebacks(error))
+            self._ledger.move_to(ConnectionState.AUTHENTICATED)
+        connection = self._connection
+        self._hub.emit(Reauthenticated(connection.name, connection.host, token.version, latency))
 
     def _failed(self, token: Token, error: BaseException) -> None:
         """The token was refused, or nothing is known of it: the session goes on as it was."""
@@ -348,10 +349,9 @@ class Reauthenticator:
             )
 
 
-async def _settle(task: asyncio.Task[None], *, cancel: bool) -> None:
-    """See a task to its end without raising; a failure was reported by whoever failed."""
-    if cancel:
-        task.cancel()
+async def _give_up(task: asyncio.Task[None]) -> None:
+    """Cancel a task and see it to its end without raising."""
+    task.cancel()
     await asyncio.wait({task})
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.debug("no replacement: %s", without_tracebacks(error))
+        logger.debug("no replacement: %r", without_tracebacks(error))
