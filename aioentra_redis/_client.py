@@ -307,19 +307,18 @@ class EntraRedis(redis.asyncio.Redis):
             if failure is not None:
                 now = asyncio.get_running_loop().time()
                 deadline = deadline or now + multiplexed.recovery_timeout
-                if isinstance(failure, redis_exceptions.BusyLoadingError):
+                loading = isinstance(failure, redis_exceptions.BusyLoadingError)
+                if loading or plan.read_only or not getattr(failure, "written", False):
                     if now > deadline:
                         raise failure
-                    await asyncio.sleep(LOADING_DELAY)
-                elif getattr(failure, "written", False):
-                    if not plan.read_only:
-                        if delays is None:
-                            delays = [] if self._retry is None else retry_delays(self._retry)
-                        if not delays:
-                            raise _maybe_executed(plan, words, failure)
-                        await asyncio.sleep(delays.pop(0))
-                    elif now > deadline:
-                        raise failure
+                    if loading:
+                        await asyncio.sleep(LOADING_DELAY)
+                else:
+                    if delays is None:
+                        delays = [] if self._retry is None else retry_delays(self._retry)
+                    if not delays:
+                        raise _maybe_executed(plan, words, failure)
+                    await asyncio.sleep(delays.pop(0))
             session = await multiplexed.admit()
             try:
                 future = session.submit(words, NEVER_DECODE in options)
@@ -361,6 +360,7 @@ class EntraRedis(redis.asyncio.Redis):
         """
         multiplexed = self._multiplexed
         if multiplexed is not None and not self._closed:
+            multiplexed.check_loop()
             self._closed = True
             await multiplexed.let_go()
         await super().aclose(close_connection_pool)

@@ -26,6 +26,12 @@ class Home:
         self._process = 0
         self.loop: asyncio.AbstractEventLoop | None = None
 
+    @property
+    def gone(self) -> bool:
+        """Whether nothing can be awaited there: its loop is closed, or this is a forked child."""
+        loop = self.loop
+        return loop is not None and (loop.is_closed() or self._process != os.getpid())
+
     def check(self) -> None:
         """Raise ``ForkedError`` or ``WrongLoopError`` where the caller is not at home."""
         loop = asyncio.get_running_loop()

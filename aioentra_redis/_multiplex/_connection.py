@@ -47,6 +47,9 @@ DEMAND_DELAY: Final = 1.0
 """Seconds between attempts to reconnect: doubled from the first to the last, each shortened by up
 to half at random; no more than ``DEMAND_DELAY`` while somebody waits."""
 
+SHORT_LIFE: Final = 1.0
+"""Seconds; a server that ends its connections sooner, time and again, is not asked at once."""
+
 
 class MultiplexedConnection:
     """The connection that all coroutines of a client share.
@@ -78,6 +81,8 @@ class MultiplexedConnection:
         self._waiting = 0
         self._demand = asyncio.Event()
         self._was_connected = False
+        self._installed_at = 0.0
+        self._short_lives = 0
         self._clients = 0
         self._last_error: Exception | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -107,7 +112,7 @@ class MultiplexedConnection:
             if not session.congested:
                 return session
             await session.admission()
-            if session is self.session and not session.closed:
+            if session is self.session and not session.closed:  # else another one, or none
                 return session
             session.admitted()
 
@@ -119,23 +124,18 @@ class MultiplexedConnection:
             )
         self._home.check()
 
+    def check_loop(self) -> None:
+        """Raise ``WrongLoopError`` where closing would have to wait for another loop."""
+        if not self._home.gone:
+            self._home.check()
+
     async def _usable(self) -> Session:
         """Wait for a session; several waiters share one attempt and one outage."""
-        source = self.source
-        if source is not None and source.state is TokenState.EXPIRED:
-            await source.get()  # raises at once, and asks for a newer token
-        if self._outage is None:
-            self._outage = asyncio.get_running_loop().create_future()
-        if self._connecting is None:
-            self._connecting = asyncio.get_running_loop().create_task(
-                self._connect(), name="aioentra_redis-connect"
-            )
-        outage = self._outage
-        self._waiting += 1
-        self._demand.set()
         try:
             async with asyncio.timeout(self.recovery_timeout):
-                await asyncio.shield(outage)
+                while (session := self.session) is None:  # it may be lost before we have our turn
+                    await self._next_session()
+                return session
         except TimeoutError:
             raise ConnectTimeoutError(
                 f"no usable connection to {self.host}:{self.port} within "
@@ -145,21 +145,41 @@ class MultiplexedConnection:
                 host=self.host,
                 port=self.port,
             ) from self._last_error
+
+    async def _next_session(self) -> None:
+        """Wait until the outage ends, one way or the other."""
+        self.check()
+        source = self.source
+        if source is not None and source.state is TokenState.EXPIRED:
+            await source.get()  # raises at once, and asks for a newer token
+        if self._outage is None:
+            self._outage = asyncio.get_running_loop().create_future()
+        self._reconnect()
+        self._waiting += 1
+        self._demand.set()
+        try:
+            await asyncio.shield(self._outage)
         except Exception as exc:
             raise again(exc) from exc.__cause__
         finally:
             self._waiting -= 1
-        session = self.session
-        if session is None or session.closed:  # lost again before we had our turn
-            return await self._usable()
-        return session
 
     # -- connecting ------------------------------------------------------------------------------
+
+    def _reconnect(self) -> None:
+        """Have a session made, unless that is under way."""
+        if self._connecting is None:
+            self._connecting = asyncio.get_running_loop().create_task(
+                self._connect(), name="aioentra_redis-connect"
+            )
 
     async def _connect(self) -> None:
         """Try until there is a session; before the first success the first failure is final."""
         delay = FIRST_DELAY
         try:
+            if self._short_lives > 1:
+                delay = min(FIRST_DELAY * 2 ** min(self._short_lives, 10), LAST_DELAY)
+                await self._pause(delay)
             while True:
                 try:
                     session = await self._dial()
@@ -228,6 +248,7 @@ class MultiplexedConnection:
             )
         self._sessions[session] = task
         self.session = session
+        self._installed_at = asyncio.get_running_loop().time()
         self._was_connected = True
         if self._outage is not None and not self._outage.done():
             self._outage.set_result(None)
@@ -270,10 +291,9 @@ class MultiplexedConnection:
             return
         logger.info("%s lost: %s", session.name, cause)
         self._last_error = cause
-        if self._connecting is None:
-            self._connecting = asyncio.get_running_loop().create_task(
-                self._connect(), name="aioentra_redis-reconnect"
-            )
+        lived = asyncio.get_running_loop().time() - self._installed_at
+        self._short_lives = self._short_lives + 1 if lived < SHORT_LIFE else 0
+        self._reconnect()
 
     # -- status and the end ----------------------------------------------------------------------
 
@@ -299,10 +319,16 @@ class MultiplexedConnection:
     async def aclose(self) -> None:
         """Close: what is in flight may finish within ``close_timeout``, new commands are refused.
 
-        Idempotent. Cancelling it does not stop the closing.
+        Idempotent. Cancelling it does not stop the closing. Where its event loop is closed, and in
+        a forked child, it only marks the connection as closed; in another loop it raises
+        ``WrongLoopError``.
         """
         if self._closing is None:
+            self.check_loop()
             self.closed = True
+            self.session = None  # from here on every command is refused
+            if self._home.gone:
+                return
             self._closing = asyncio.get_running_loop().create_task(self._close())
         await asyncio.shield(self._closing)
 
@@ -331,7 +357,6 @@ class MultiplexedConnection:
                 await asyncio.wait(late, timeout=1.0)
                 for wait in late:
                     wait.cancel()
-        self.session = None
 
     def abandon(self) -> bool:
         """A client was dropped without being closed: if it was the last, let go of everything.
@@ -342,6 +367,8 @@ class MultiplexedConnection:
         if self._clients or self.closed:
             return False
         self.closed = True
+        if (pool := self._pool()) is not None:
+            detach(pool)  # it may be the user's, and get another client
         loop = self._home.loop
         if loop is None or not (self._sessions or self._connecting):
             return False
