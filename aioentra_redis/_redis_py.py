@@ -324,7 +324,11 @@ def _packer(connection: AbstractConnection) -> Callable[[tuple[Any, ...]], Packe
     hiredis' packer is about five times as fast as redis-py's, and the latter takes everything:
     other encodings, memoryviews, the refusal of None and bool.
     """
-    general: Callable[..., list[bytes]] = connection.pack_command
+
+    def general(*args: Any) -> list[bytes]:
+        packed: list[bytes] = connection.pack_command(*map(_plain_bytes, args))
+        return packed
+
     encoder = connection.encoder
     utf8 = encoder.encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     if not utf8 or encoder.encoding_errors != "strict":
@@ -344,6 +348,17 @@ def _packer(connection: AbstractConnection) -> Callable[[tuple[Any, ...]], Packe
         return hiredis_pack(args)
 
     return pack
+
+
+def _plain_bytes(arg: Any) -> Any:
+    """``arg``, or its bytes if it is a memoryview that is not just a row of bytes.
+
+    redis-py would announce it by its number of elements, and joining it would fail half-way: on a
+    shared connection either is everybody's problem.
+    """
+    if arg.__class__ is memoryview and (arg.ndim != 1 or arg.itemsize != 1 or not arg.c_contiguous):
+        return bytes(arg)
+    return arg
 
 
 # -- the hand-over -------------------------------------------------------------------------------
@@ -423,8 +438,9 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
     connection: Any = pool.connection_class(**pool.connection_kwargs)
     connection.retry = Retry(NoBackoff(), 0)
     socket_timeout = connection.socket_timeout
-    if socket_timeout is not None:
-        connection.socket_timeout = max(socket_timeout, HANDSHAKE_TIMEOUT)
+    connection.socket_timeout = max(socket_timeout or 0.0, HANDSHAKE_TIMEOUT)
+    if connection.socket_connect_timeout is None:  # redis-py's default up to version 7
+        connection.socket_connect_timeout = HANDSHAKE_TIMEOUT
     started = loop.time()
     opened = _keep_what_opens(connection)
     try:
