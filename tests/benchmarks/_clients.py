@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import abc
+import asyncio
+import collections
 import contextlib
 import inspect
+from collections.abc import Awaitable
 from typing import Any, ClassVar
 
+import hiredis
 from _harness import Endpoint
 
 
@@ -30,10 +34,10 @@ class Competitor(abc.ABC):
     async def open(self, endpoint: Endpoint) -> None: ...
 
     @abc.abstractmethod
-    async def get(self, key: str) -> Any: ...
+    def get(self, key: str) -> Awaitable[Any]: ...
 
     @abc.abstractmethod
-    async def set(self, key: str, value: bytes) -> Any: ...
+    def set(self, key: str, value: bytes) -> Awaitable[Any]: ...
 
     @abc.abstractmethod
     async def close(self) -> None: ...
@@ -175,11 +179,70 @@ class Glide(_RedisShaped):
             await closing
 
 
+class Floor(Competitor):
+    """asyncio.Protocol and hiredis and nothing else: what no client can beat on this machine."""
+
+    name = "floor: asyncio.Protocol and hiredis"
+    distribution = "hiredis"
+
+    async def open(self, endpoint: Endpoint) -> None:
+        loop = asyncio.get_running_loop()
+        context = endpoint.ssl_context()
+        _, self.protocol = await loop.create_connection(
+            lambda: _FloorProtocol(loop), endpoint.host, endpoint.port, ssl=context
+        )
+
+    def get(self, key: str) -> Any:
+        return self.protocol.send(("GET", key))
+
+    def set(self, key: str, value: bytes) -> Any:
+        return self.protocol.send(("SET", key, value))
+
+    async def close(self) -> None:
+        self.protocol.transport.close()
+        await self.protocol.closed
+
+
+class _FloorProtocol(asyncio.Protocol):
+    transport: asyncio.Transport
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.closed = loop.create_future()
+        self.waiters: collections.deque[asyncio.Future[Any]] = collections.deque()
+        self.unwritten: list[bytes] = []
+        self.reader = hiredis.Reader(notEnoughData=self)
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set_result(None)
+
+    def send(self, words: tuple[Any, ...]) -> asyncio.Future[Any]:
+        waiter = self.loop.create_future()
+        self.waiters.append(waiter)
+        if not self.unwritten:
+            self.loop.call_soon(self.flush)
+        self.unwritten.append(hiredis.pack_command(words))
+        return waiter
+
+    def flush(self) -> None:
+        self.transport.write(b"".join(self.unwritten))
+        self.unwritten.clear()
+
+    def data_received(self, data: bytes) -> None:
+        self.reader.feed(data)
+        while (reply := self.reader.gets()) is not self:
+            self.waiters.popleft().set_result(reply)
+
+
 COMPETITORS: dict[str, type[Competitor]] = {
     "redis-py": RedisPy,
     "redis-py-4000": RedisPyLargePool,
     "coredis": Coredis,
     "glide": Glide,
     "ours": Ours,
+    "floor": Floor,
 }
 """By the name that ``--only`` takes, in the order of the tables."""

@@ -147,8 +147,8 @@ class Control:
 
 
 @contextlib.contextmanager
-def server(*options: str) -> Iterator[int]:
-    """Run a server without persistence on the server's core; yields its port."""
+def server(core: int = SERVER_CORE, options: Sequence[str] = ()) -> Iterator[int]:
+    """Run a server without persistence on ``core``; yields its port."""
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         command = [
@@ -156,7 +156,7 @@ def server(*options: str) -> Iterator[int]:
             *("--port", str(port), "--bind", "127.0.0.1", "--dir", folder),
             *("--save", "", "--appendonly", "no", "--maxclients", "10000", *options),
         ]
-        with on_core(SERVER_CORE):
+        with on_core(core):
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         try:
             wait_for_port(port, process)
@@ -178,8 +178,8 @@ def wait_for_port(port: int, process: subprocess.Popen[Any]) -> None:
 
 
 @contextlib.contextmanager
-def tls_front(backend: int) -> Iterator[Endpoint]:
-    """Run a TLS terminator before ``backend`` on the server's core, the same for everyone."""
+def tls_front(backend: int, core: int = SERVER_CORE) -> Iterator[Endpoint]:
+    """Run a TLS terminator before ``backend`` on ``core``, the same for everyone."""
     import trustme
 
     with tempfile.TemporaryDirectory() as folder:
@@ -190,7 +190,7 @@ def tls_front(backend: int) -> Iterator[Endpoint]:
         certificate.private_key_and_cert_chain_pem.write_to_path(str(key_file))
         port = free_port()
         command = [sys.executable, str(HERE / "_tls_front.py"), str(port), str(backend)]
-        with on_core(SERVER_CORE):
+        with on_core(core):
             process = subprocess.Popen([*command, str(key_file)])
         try:
             wait_for_port(port, process)
@@ -259,7 +259,9 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def headline(*, loop: str, port: int | None, distributions: Sequence[str]) -> str:
+def headline(
+    *, loop: str, port: int | None, distributions: Sequence[str], core: int = SERVER_CORE
+) -> str:
     """The line without which no figure should be quoted."""
     parts = [
         f"{processor()}, {os.cpu_count()} cores",
@@ -274,9 +276,7 @@ def headline(*, loop: str, port: int | None, distributions: Sequence[str]) -> st
         parts.append(f"{name} {info.get('valkey_version', number)}")
     parts += [f"{each} {version(each)}" for each in distributions]
     pinned = hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) >= 2
-    parts.append(
-        f"server on core {SERVER_CORE}, client on core {CLIENT_CORE}" if pinned else "not pinned"
-    )
+    parts.append(f"server on core {core}, client on core {CLIENT_CORE}" if pinned else "not pinned")
     return "; ".join(parts)
 
 
