@@ -1,17 +1,16 @@
 """A sans-I/O engine: which reply belongs to which caller on one shared Redis connection.
 
 RESP has no request numbers. The server answers in the order of the requests, so the whole state
-of a connection is one queue::
+of a connection is two queues::
 
-      submit() -->  [ unwritten ... | written ... ]  --> a reply pops the oldest
-                     data_to_send() moves the bar
+      submit() -->  [ unwritten ]  -- data_to_send() -->  [ written ]  --> a reply pops the oldest
 
-Rules that keep the queue in step with the server, whatever callers do:
+Rules that keep the queues in step with the server, whatever callers do:
 
-- one submit is one contiguous write, and one place in the queue;
+- one submit is one contiguous write, and one place in the queues;
 - a caller that goes away leaves its place behind if its bytes were written, so that the reply
   meets a finished waiter and is dropped; if they were not written the place is removed;
-- a reply without a place in the queue, or bytes that are not RESP, end the connection;
+- a reply without a place among the written, or bytes that are not RESP, end the connection;
 - when the connection ends, every waiter gets an exception of its own, which says whether the
   bytes of its command had been written.
 
@@ -55,16 +54,17 @@ class ProtocolViolation(Exception):
 class Raw:
     """A waiter whose reply is wanted as bytes although the connection decodes its replies."""
 
-    __slots__ = ("done", "set_exception", "set_result")
+    __slots__ = ("done", "set_exception", "set_result", "waiter")
 
     def __init__(self, waiter: Waiter) -> None:
         self.done = waiter.done
         self.set_result = waiter.set_result
         self.set_exception = waiter.set_exception
+        self.waiter = waiter
 
 
 class Engine:
-    """The queue of one connection.
+    """The queues of one connection.
 
     ``reader`` parses replies, ``not_enough`` is what it returns while a reply is incomplete,
     ``push_type`` the class of its out-of-band messages, which go to ``on_push``.
@@ -79,6 +79,7 @@ class Engine:
         "_raw",
         "_reader",
         "_unwritten",
+        "_unwritten_waiters",
         "_written_total",
     )
 
@@ -94,8 +95,9 @@ class Engine:
         self._not_enough = not_enough
         self._push_type = push_type
         self._on_push = on_push
-        self._queue: deque[Waiter] = deque()
+        self._queue: deque[Waiter] = deque()  # of what was written
         self._unwritten: list[Packed] = []
+        self._unwritten_waiters: list[Waiter] = []
         self._raw = 0
         # Positions count the places of all time. When a batch was written is kept per batch, not
         # per command: the hot path reads no clock.
@@ -107,7 +109,7 @@ class Engine:
     @property
     def in_flight(self) -> int:
         """How many replies are owed, to commands written or not."""
-        return len(self._queue)
+        return len(self._queue) + len(self._unwritten)
 
     @property
     def unwritten(self) -> int:
@@ -121,7 +123,7 @@ class Engine:
 
     def submit(self, waiter: Waiter, packed: Packed) -> None:
         """Queue one command; its reply goes to ``waiter``."""
-        self._queue.append(waiter)
+        self._unwritten_waiters.append(waiter)
         self._unwritten.append(packed)
 
     def submit_raw(self, waiter: Waiter, packed: Packed) -> None:
@@ -131,22 +133,26 @@ class Engine:
 
     def withdraw(self, waiter: Waiter) -> Packed | None:
         """Take back a command that was not written yet; returns its bytes, or None if it was."""
-        queue, unwritten = self._queue, self._unwritten
-        written = len(queue) - len(unwritten)
-        for index in range(len(queue) - 1, written - 1, -1):
-            if queue[index] is waiter:
-                del queue[index]
-                return unwritten.pop(index - written)
-        return None
+        for index, each in enumerate(self._unwritten_waiters):
+            if each is waiter:
+                break
+            if each.__class__ is Raw and each.waiter is waiter:
+                self._raw -= 1
+                break
+        else:
+            return None
+        del self._unwritten_waiters[index]
+        return self._unwritten.pop(index)
 
     def data_to_send(self, now: float) -> list[Packed]:
         """Everything that was submitted since the last call; from ``now`` on it is written."""
         unwritten = self._unwritten
         if not unwritten:
             return []
-        if len(self._queue) == len(unwritten):
+        if not self._queue:
             self._batches.clear()  # nothing older is owed a reply
-        self._unwritten = []
+        self._queue.extend(self._unwritten_waiters)
+        self._unwritten, self._unwritten_waiters = [], []
         self._written_total += len(unwritten)
         self._batches.append((self._written_total, now))
         return unwritten
@@ -227,7 +233,7 @@ class Engine:
             end = batch_end
         if ahead_of is not None:
             end = min(end, ahead_of)
-        first = self._written_total - (len(self._queue) - len(self._unwritten))
+        first = self._written_total - len(self._queue)
         failed = 0
         for index in range(end - first):
             waiter = self._queue[index]
@@ -243,7 +249,7 @@ class Engine:
         )
 
     def _forget_answered_batches(self) -> None:
-        answered = self._written_total - (len(self._queue) - len(self._unwritten))
+        answered = self._written_total - len(self._queue)
         batches = self._batches
         while batches and batches[0][0] <= answered:
             batches.popleft()
@@ -252,11 +258,12 @@ class Engine:
 
     def connection_lost(self, make_error: Callable[[bool], ConnectionLostError]) -> None:
         """Give every waiter an error of its own; ``make_error`` is told whether it was written."""
-        queue, written = self._queue, len(self._queue) - len(self._unwritten)
+        written, unwritten = self._queue, self._unwritten_waiters
         self._queue = deque()
-        self._unwritten = []
+        self._unwritten, self._unwritten_waiters = [], []
         self._batches.clear()
         self._raw = 0
-        for index, waiter in enumerate(queue):
-            if not waiter.done():
-                waiter.set_exception(make_error(index < written))
+        for waiters, was_written in ((written, True), (unwritten, False)):
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_exception(make_error(was_written))
