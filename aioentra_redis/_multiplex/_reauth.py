@@ -168,6 +168,18 @@ def rotation_for(latency: float) -> Rotation:
     return Rotation.MAKE_BEFORE_BREAK if latency > SLOW_AUTH else Rotation.IN_PLACE
 
 
+def replacement_patience(held: Token, now: float) -> float:
+    """Seconds for which a replacement is tried for before AUTH goes in place after all.
+
+    Half of the time that is left to the held token's deadline; but no less than a slow server may
+    take for one AUTH, as long as the token lives to see it: in place, that AUTH would be as slow
+    and hold up every command.
+    """
+    to_deadline = (reauth_deadline(held) - now) / 2
+    to_expiry = (held.expires_on - now) * 2 / 3
+    return max(to_deadline, min(AUTH_TIMEOUT, to_expiry), UNANSWERED_AUTH)
+
+
 @dataclass(slots=True)
 class Probe:
     """When to try a refused token again."""
@@ -254,13 +266,9 @@ class Reauthenticator:
             await self._in_place(token)
 
     async def _make_before_break(self, held: Token) -> bool:
-        """Try for a replacement in half of the time that is left to the held token's deadline.
-
-        The other half is for an AUTH in place. Returns False if no replacement could be had.
-        """
+        """Try for a replacement; returns False if none could be had in time for AUTH in place."""
         loop = asyncio.get_running_loop()
-        left = reauth_deadline(held) - self._source.now()
-        give_up_at = loop.time() + max(left / 2, UNANSWERED_AUTH)
+        give_up_at = loop.time() + replacement_patience(held, self._source.now())
         delay = 0.1
         while not self._ended:
             try:
@@ -268,7 +276,7 @@ class Reauthenticator:
                     await self._replace(self._connection, "the server validates tokens slowly")
             except Exception as exc:
                 error = without_tracebacks(exc)
-                logger.warning("%s: no replacement yet: %r", self._connection.name, error)
+                logger.warning("%s: no replacement yet: %s", self._connection.name, _text(error))
                 if loop.time() + delay >= give_up_at:
                     return False
                 await asyncio.sleep(random.uniform(0.5, 1) * delay)
@@ -354,4 +362,9 @@ async def _give_up(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.wait({task})
     if not task.cancelled() and (error := task.exception()) is not None:
-        logger.debug("no replacement: %r", without_tracebacks(error))
+        logger.debug("no replacement: %s", _text(without_tracebacks(error)))
+
+
+def _text(error: BaseException) -> str:
+    """What it says; a timeout says nothing."""
+    return str(error) or type(error).__name__
