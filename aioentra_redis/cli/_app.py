@@ -134,7 +134,7 @@ PORT = within(0, 65535, "0 stands for any free port")
 
 
 @app.command(
-    help="Run a stand-in for Entra ID and Azure's Redis until interrupted; for development only.\n\n"
+    help="Run a stand-in for Entra ID and Azure's Redis until interrupted, for development.\n\n"
     "Prints what one needs to use it, as comments and export lines for a shell. It listens on "
     "loopback and nowhere else, and forgets everything at its end. A port of 0 is any free one."
 )

@@ -42,7 +42,8 @@ def host(
 ) -> int:
     """Run an emulator until SIGINT or SIGTERM; returns the exit status, 1 if it can't start.
 
-    ``kinds`` are the ways to sign in whose variables are printed, ``where`` is its server and ports, as in ``Emulator``. Blocks, without an event loop.
+    ``kinds`` are the ways to sign in whose variables are printed, ``where`` is the emulator's
+    server and ports, as in ``Emulator``. Blocks, without an event loop.
     """
     options = Options(
         settings=Settings(

@@ -60,7 +60,7 @@ class Histogram:
             total,
             _edge(ordered, math.ceil(total * 0.50)),
             _edge(ordered, math.ceil(total * 0.99)),
-            (ordered[-1][0] + 1) * RESOLUTION,
+            _edge(ordered, total),
         )
 
 
@@ -69,7 +69,7 @@ def _edge(ordered: list[tuple[int, int]], rank: int) -> float:
     for bucket, count in ordered:
         rank -= count
         if rank <= 0:
-            return (bucket + 1) * RESOLUTION
+            return round((bucket + 1) * RESOLUTION, 5)
     raise ValueError("there are fewer latencies than that")
 
 
