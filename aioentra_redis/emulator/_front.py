@@ -333,7 +333,7 @@ class Front:
             each
             for each in self.connections
             if connection in (None, each.number)
-            and (object_id is None or object_id == each.object_id)
+            and (object_id is None or object_id.lower() == each.object_id)
             and not each.transport.is_closing()
         ]
         for each in chosen:

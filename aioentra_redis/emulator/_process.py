@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 from pathlib import Path
 
@@ -41,13 +42,12 @@ class EmulatorProcess:
         with self._lock:
             if self._stopped:
                 raise EmulatorError("the emulator was stopped while it was starting")
-            search = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
             self._process = process = subprocess.Popen(
                 # -P: what lies in the current directory is not ours to import.
                 [sys.executable, "-P", "-m", "aioentra_redis.emulator", "--supervised"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
+                env=_child_environ(),
                 start_new_session=True,
                 text=True,
                 encoding="utf-8",
@@ -101,3 +101,16 @@ class EmulatorProcess:
         process.stdout.close()
         if self._directory is not None:  # usually gone already, by the process itself
             shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _child_environ() -> dict[str, str]:
+    """Our environment, with this package where the child finds it, installed or not.
+
+    An installed one needs no help, and site-packages in PYTHONPATH would come before the standard
+    library.
+    """
+    environ = dict(os.environ)
+    if str(ROOT) not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        given = environ.get("PYTHONPATH")
+        environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{given}" if given else str(ROOT)
+    return environ

@@ -414,10 +414,9 @@ async def test_a_delay_outlasts_the_token(plain: RawClient, entra_emulator: Emul
 # ------------------------------------------------------------------------------------ transparency
 
 
-@pytest.mark.parametrize("size", [5_000_000, 50_000_000])
-async def test_big_values(client: RawClient, entra_emulator: Emulator, oid: str, size: int):
+async def test_big_values(client: RawClient, entra_emulator: Emulator, oid: str, tls: bool):
     await client.call("AUTH", oid, await entra_emulator.issue_token())
-    value = bytes(range(256)) * (size // 256)
+    value = bytes(range(256)) * (200_000 if tls else 20_000)  # 51 MB, 5 MB
     assert await client.call("SET", "key", value) == OK
     _, found = await client.call("GET", "key")
     assert isinstance(found, bytes)
@@ -448,9 +447,7 @@ async def test_a_long_transaction(plain: RawClient, entra_emulator: Emulator, oi
     assert await plain.reply() == ("*", [(":", b"%d" % n) for n in range(1, 5001)])
 
 
-@pytest.mark.parametrize(
-    "garbage", [b"*1\r\n+PING\r\n", b"*x\r\n", b"*1\r\n$-5\r\n", b"*1\r\n$4\r\nPINGxx*1\r\n"]
-)
+@pytest.mark.parametrize("garbage", [b"*1\r\n+PING\r\n", b"*x\r\n", b"*1\r\n$-5\r\n"])
 async def test_bad_protocol_is_answered_by_the_server(plain: RawClient, garbage: bytes):
     plain.send(garbage)
     kind, text = await plain.reply()

@@ -21,7 +21,7 @@ from aioentra_redis.emulator._framing import (
     RequestFramer,
 )
 
-settings.register_profile("framing", deadline=None, max_examples=200)
+settings.register_profile("framing", deadline=None, max_examples=100)
 settings.load_profile("framing")
 
 Event = tuple[object, ...]
@@ -104,7 +104,7 @@ def test_requests_are_found_wherever_the_stream_is_cut(
 
 
 @given(requests(), requests())
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_every_split_point(first: tuple[bytes, list[Event]], second: tuple[bytes, list[Event]]):
     data = first[0] + second[0]
     for cut in range(0, len(data) + 1, 1 if len(data) < 600 else 17):
@@ -230,7 +230,7 @@ def test_replies_are_found_wherever_the_stream_is_cut(stream: list[bytes], sizes
 
 
 @given(st.one_of(REPLY, PUSH), st.one_of(REPLY, PUSH))
-@settings(max_examples=40)
+@settings(max_examples=25)
 def test_every_split_point_of_replies(first: bytes, second: bytes):
     data = first + second
     for cut in range(0, len(data) + 1, 1 if len(data) < 600 else 17):
