@@ -134,15 +134,13 @@ class Engine:
     def withdraw(self, waiter: Waiter) -> Packed | None:
         """Take back a command that was not written yet; returns its bytes, or None if it was."""
         for index, each in enumerate(self._unwritten_waiters):
-            if each is waiter:
-                break
             if each.__class__ is Raw and each.waiter is waiter:
                 self._raw -= 1
-                break
-        else:
-            return None
-        del self._unwritten_waiters[index]
-        return self._unwritten.pop(index)
+            elif each is not waiter:
+                continue
+            del self._unwritten_waiters[index]
+            return self._unwritten.pop(index)
+        return None
 
     def data_to_send(self, now: float) -> list[Packed]:
         """Everything that was submitted since the last call; from ``now`` on it is written."""
@@ -196,7 +194,8 @@ class Engine:
                 else:
                     waiter.set_result(reply)
         except IndexError:
-            text = f"a reply that nobody asked for: {reply!r:.120}"
+            shown = str(reply) if isinstance(reply, Exception) else repr(reply)
+            text = f"a reply that nobody asked for: {shown:.120}"
             raise ProtocolViolation(text) from None
         except ProtocolViolation:
             raise

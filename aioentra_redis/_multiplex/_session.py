@@ -273,8 +273,12 @@ class Session(asyncio.Protocol):
         batch = engine.data_to_send(now)
         self._lonely = len(batch) == 1
         size, self._pending_bytes = self._pending_bytes, 0
-        if not batch:
-            return
+        if batch:
+            self._write(batch, size)
+        if self.congested and not self._paused:
+            self._admit_next()  # also where everything was withdrawn
+
+    def _write(self, batch: list[Packed], size: int) -> None:
         write = self._transport.write
         try:
             if len(batch) == 1 and batch[0].__class__ is bytes:
@@ -289,9 +293,6 @@ class Session(asyncio.Protocol):
             cause = ConnectionLostError(f"writing to {self.host} failed: {exc}")
             cause.__cause__ = exc
             self._end(cause)
-            return
-        if self.congested and not self._paused:
-            self._admit_next()
 
     def _peer_has_closed(self) -> bool:
         sock = self._transport.get_extra_info("socket")

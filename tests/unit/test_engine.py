@@ -62,6 +62,7 @@ class Command:
         self.waiter, self.packed, self.raw, self.number = waiter, packed, raw, number
         self.clock: float | None = None  # when it was written, or its clock restarted
         self.ticket = 0
+        self.batch = 0
 
     @property
     def text(self) -> str:
@@ -129,8 +130,9 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def write(self) -> None:
         assert self.engine.data_to_send(self.now) == [each.packed for each in self.unwritten]
+        batch = next(self.numbers)
         for command in self.unwritten:
-            command.clock, command.ticket = self.now, self.positions
+            command.clock, command.ticket, command.batch = self.now, self.positions, batch
             self.positions += 1
         self.written += self.unwritten
         self.unwritten = []
@@ -163,14 +165,11 @@ class Machine(RuleBasedStateMachine):
         """AUTH was answered: what was written with it or after it starts anew."""
         position = data.draw(st.sampled_from([each.ticket for each in self.written]))
         auth = next(each for each in self.written if each.ticket == position)
-        batch = {each.clock for each in self.written if each.ticket >= position}
         self.engine.restart_clock_behind(position, self.now)
-        written_with_it = auth.clock
         for command in self.written:
             # The clock is kept per batch, so what stood in the same write as AUTH goes with it.
-            if command.ticket >= position or command.clock == written_with_it:
+            if command.batch >= auth.batch:
                 command.clock = self.now
-        assert batch
 
     @invariant()
     def oldest_is_right(self) -> None:
@@ -266,7 +265,7 @@ class Machine(RuleBasedStateMachine):
         self.start(self.decode)
 
 
-Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestEngine = Machine.TestCase
 
 
