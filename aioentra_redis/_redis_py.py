@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import hiredis
 import redis.asyncio
+from redis import exceptions as redis_exceptions
 from redis._parsers.hiredis import NOT_ENOUGH_DATA, _AsyncHiredisParser
 from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.asyncio.retry import Retry
@@ -32,6 +33,7 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.credentials import CredentialProvider
 
 from ._options import check_tls, is_loopback
+from ._schedule import reauth_deadline
 from .errors import ConfigurationError, InsecureConnectionError
 
 if TYPE_CHECKING:
@@ -172,6 +174,26 @@ class _SignedIn:
         self.transport_ready_at = asyncio.get_running_loop().time()
         if plaintext and not sign_in.allow_plaintext:
             self._refuse_plaintext_to_others()
+
+    # A pool asks these two, the one from redis-py 8 on, the other before, when it hands out a
+    # connection; on ConnectionError it has the connection connect anew, which signs in anew.
+
+    async def can_read(self, *args: Any, **kwargs: Any) -> bool:
+        self._refuse_worn_token()
+        return bool(await super().can_read(*args, **kwargs))  # type: ignore[misc]
+
+    async def can_read_destructive(self) -> bool:
+        self._refuse_worn_token()
+        return bool(await super().can_read_destructive())  # type: ignore[misc]
+
+    def _refuse_worn_token(self) -> None:
+        """Raise where the server may end the connection soon and a newer token is there."""
+        sign_in = self.credential_provider
+        held, newest = sign_in.token, sign_in.source.current
+        if held is None or newest is None or newest.version <= held.version:
+            return
+        if sign_in.source.now() >= reauth_deadline(held):
+            raise redis_exceptions.ConnectionError("signed in with a token that is about to expire")
 
     def _refuse_plaintext_to_others(self) -> None:
         assert self._writer is not None
