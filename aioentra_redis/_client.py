@@ -226,8 +226,10 @@ class EntraRedis(redis.asyncio.Redis):
         name = args[0]
         words = command_words((name,))
         split: list[Any] = name.split() if isinstance(name, (str, bytes)) else [name]
+        with_tokens = self.token_source is not None
         plan = Plan(
-            shared=self._multiplexed is not None and static_route(words) is Route.SHARED,
+            shared=self._multiplexed is not None
+            and static_route(words, with_tokens=with_tokens) is Route.SHARED,
             words=tuple(split) if len(split) > 1 else None,
             callback=self.response_callbacks.get(name),
             read_only=is_read_only(words),
@@ -246,7 +248,7 @@ class EntraRedis(redis.asyncio.Redis):
         if self._multiplexed is None:  # `client()`: a connection of its own, as in redis-py
             return await self._on_a_connection_of_its_own(args, options)
         self._multiplexed.check()
-        where = Route.SHARED if plan.shared else route(args)
+        where = Route.SHARED if plan.shared else self._route(args)
         if where is Route.SHARED:
             return await self._submit_again(None, plan, args, options)
         if where is Route.DEDICATED:
@@ -257,6 +259,9 @@ class EntraRedis(redis.asyncio.Redis):
         raise CommandRefusedError(
             f"{words} can't be sent on a connection that all coroutines share: {remedy(words)}"
         )
+
+    def _route(self, args: tuple[Any, ...]) -> Route:
+        return route(args, with_tokens=self.token_source is not None)
 
     async def _on_a_connection_of_its_own(
         self, args: tuple[Any, ...], options: dict[str, Any]

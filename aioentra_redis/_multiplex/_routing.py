@@ -14,6 +14,7 @@ from typing import Any
 __all__ = [
     "READ_ONLY",
     "REMEDIES",
+    "REMEDIES_WITH_TOKENS",
     "Route",
     "command_words",
     "is_read_only",
@@ -105,6 +106,12 @@ REMEDIES: dict[str, str] = {
 }
 """The refused commands, each with what to use instead."""
 
+REMEDIES_WITH_TOKENS: dict[str, str] = {
+    "AUTH": "the client's token source signs in and stays signed in; make another client for "
+    "another user",
+}
+"""What is refused besides where a token source signs in."""
+
 _CONTAINERS = frozenset(
     name.split()[0] for name in (*REMEDIES, *OUT_OF_BAND, *STATE_OF_A_CONNECTION) if " " in name
 )
@@ -155,9 +162,14 @@ def command_words(args: Sequence[Any]) -> str:
     return " ".join(words[:2])
 
 
-def static_route(words: str) -> Route | None:
-    """The route that follows from a command's name alone, or None where its arguments decide."""
+def static_route(words: str, *, with_tokens: bool = False) -> Route | None:
+    """The route that follows from a command's name alone, or None where its arguments decide.
+
+    ``with_tokens`` says that a token source signs the client in.
+    """
     first = words.partition(" ")[0]
+    if with_tokens and first in REMEDIES_WITH_TOKENS:
+        return Route.REFUSED
     if first in BLOCKING_WITH_BLOCK or words in _CONTAINERS:
         return None
     if first in REMEDIES or words in REMEDIES:
@@ -169,13 +181,13 @@ def static_route(words: str) -> Route | None:
     return Route.SHARED
 
 
-def route(args: Sequence[Any]) -> Route:
-    """Where the command ``args`` goes."""
+def route(args: Sequence[Any], *, with_tokens: bool = False) -> Route:
+    """Where the command ``args`` goes; ``with_tokens`` as for ``static_route``."""
     words = command_words(args)
     if words.partition(" ")[0] in BLOCKING_WITH_BLOCK:
         arguments = (*_text(args[0]).split()[1:], *args[1:])
         return Route.DEDICATED if _has_block(arguments) else Route.SHARED
-    return static_route(words) or Route.SHARED
+    return static_route(words, with_tokens=with_tokens) or Route.SHARED
 
 
 def _has_block(arguments: Sequence[Any]) -> bool:
@@ -195,4 +207,5 @@ def is_read_only(words: str) -> bool:
 
 def remedy(words: str) -> str:
     """What to use instead of a refused command."""
-    return REMEDIES.get(words) or REMEDIES[words.partition(" ")[0]]
+    known = {**REMEDIES, **REMEDIES_WITH_TOKENS}
+    return known.get(words) or known[words.partition(" ")[0]]
