@@ -264,10 +264,10 @@ class Demo:
                 f"the emulator accepted {accepted} AUTHs, the client knows of {seen}"
             )
         if refused := len(log.auths) - accepted:
-            self._disagreements.append(f"the emulator refused {refused} AUTHs")
+            self._disagreements.append(f"AUTHs that the emulator refused: {refused}")
         if expired := _closed_for_expiry(log):
             self._disagreements.append(
-                f"the emulator closed {expired} connections because their tokens had expired"
+                f"connections that the emulator closed because their tokens expired: {expired}"
             )
 
     # -- events ----------------------------------------------------------------------------------

@@ -249,7 +249,9 @@ def summary(report: Report) -> Group:
 def plain(renderable: RenderableType) -> str:
     """The text of something that rich would draw, without colours and without trailing blanks."""
     stream = StringIO()
-    Console(file=stream, width=WIDTH, no_color=True, highlight=False).print(renderable)
+    # Said out loud, because FORCE_COLOR in the environment would make a terminal of anything.
+    console = Console(file=stream, width=WIDTH, force_terminal=False, no_color=True)
+    console.print(renderable, highlight=False)
     return "".join(f"{line.rstrip()}\n" for line in stream.getvalue().splitlines())
 
 

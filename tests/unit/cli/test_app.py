@@ -18,10 +18,12 @@ from aioentra_redis.cli._demo import DemoOptions
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
-    """The exit status and the output, in one line and without the boxes around it."""
+    """The exit status and the output, in one line, without colours and the boxes around it."""
     result = CliRunner().invoke(_app.app, list(arguments), env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert result.exception is None or isinstance(result.exception, SystemExit)
-    return result.exit_code, " ".join(re.sub(r"[^ -~]", " ", result.output).split())
+    # typer draws in colour wherever the environment speaks of GitHub Actions.
+    text = re.sub(r"\x1b\[[0-9;]*m", "", result.output)
+    return result.exit_code, " ".join(re.sub(r"[^ -~]", " ", text).split())
 
 
 @pytest.mark.parametrize(

@@ -91,10 +91,10 @@ async def test_counts():
     [
         (log(accepted=2), []),
         (log(accepted=3), ["the emulator accepted 3 AUTHs, the client knows of 2"]),
-        (log(accepted=2, refused=1), ["the emulator refused 1 AUTHs"]),
+        (log(accepted=2, refused=1), ["AUTHs that the emulator refused: 1"]),
         (
             log(accepted=2, expired=1),
-            ["the emulator closed 1 connections because their tokens had expired"],
+            ["connections that the emulator closed because their tokens expired: 1"],
         ),
     ],
 )
