@@ -221,10 +221,9 @@ class Reauthenticator:
     async def run(self) -> None:
         """Give the connection each newer token, until either ends. Cancelling it is clean."""
         try:
-            while await self._newer_token_or_probe():
-                if self._ended:
-                    return
-                await self._rotate()
+            while not self._ended and await self._newer_token_or_probe():
+                if not self._ended:
+                    await self._rotate()
         finally:
             self._subscription.close()
 
