@@ -47,6 +47,7 @@ from ._redis_py import (
 )
 from ._source import TokenSource
 from .errors import (
+    ClosedError,
     ClusterModeError,
     CommandRefusedError,
     ConfigurationError,
@@ -223,6 +224,8 @@ class EntraRedis(redis.asyncio.Redis):
             return self.execute_command("SET", name, value)
 
     def _make_plan(self, args: tuple[Any, ...]) -> Plan:
+        if self._closed:  # which took all plans away
+            raise ClosedError("this client has been closed; that is final, make a new one")
         name = args[0]
         words = command_words((name,))
         split: list[Any] = name.split() if isinstance(name, (str, bytes)) else [name]
@@ -367,6 +370,7 @@ class EntraRedis(redis.asyncio.Redis):
         if multiplexed is not None and not self._closed:
             multiplexed.check_loop()
             self._closed = True
+            self._plans.clear()
             await multiplexed.let_go()
         await super().aclose(close_connection_pool)
         for stop in self._stop_listening:

@@ -55,6 +55,14 @@ class Peer:
         """The commands of that name, in order of arrival, on all connections."""
         return [words for words in self.commands if words[0].upper() == name.encode()]
 
+    async def arrival(self, name: str) -> None:
+        """Wait, in real time, until a command of that name is there."""
+        for _ in range(1000):
+            if self.seen(name):
+                return
+            await asyncio.sleep(0.002)
+        raise AssertionError(f"{name} did not arrive; what did: {self.commands}")
+
     @property
     def open(self) -> list[Connection]:
         """The connections that nobody has closed."""
