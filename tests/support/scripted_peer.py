@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import hiredis
+from redis._parsers import BaseParser
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
 
 from aioentra_redis._redis_py import Dialed
@@ -152,6 +153,7 @@ def dialed_over(
     eof: bool = False,
     on_push: Callable[[Any], Any] | None = None,
     pack: Callable[[tuple[Any, ...]], Any] = hiredis.pack_command,
+    encoding: str | None = None,
 ) -> Dialed:
     """What ``dial`` returns, around any transport."""
 
@@ -168,13 +170,13 @@ def dialed_over(
             on_disconnect=lambda: None, handle_push_response=handle_push_response
         ),
     )
-    from redis._parsers import BaseParser
-
     return Dialed(
         connection=connection,
         transport=transport,
         pack=pack,
-        reader=hiredis.Reader(replyError=BaseParser.parse_error, notEnoughData=NOT_ENOUGH_DATA),
+        reader=hiredis.Reader(
+            replyError=BaseParser.parse_error, notEnoughData=NOT_ENOUGH_DATA, encoding=encoding
+        ),
         token=token,
         host="peer",
         handshake_seconds=handshake_seconds,
