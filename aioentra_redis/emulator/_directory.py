@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,9 @@ __all__ = ["TENANT_ID", "Directory", "Events", "make_identities"]
 
 TENANT_ID = "0e11a500-0000-4000-8000-000000000000"
 SUBSCRIPTION = "/subscriptions/0e11a500-0000-4000-8000-0000000000ff/resourceGroups/emulator"
+MAX_EVENTS = 100_000
+"""Of each kind, so that an emulator may run for weeks."""
+
 RENEWAL_LEAD = 300.0
 """Seconds before its end at which the platform replaces a managed identity's cached token."""
 
@@ -46,17 +50,19 @@ def make_identities(certificate_path: str | None = None) -> dict[str, Identity]:
 
 
 class Events:
-    """What happened, for ``Emulator.log``."""
+    """What happened, for ``Emulator.log``; the oldest is forgotten when there is too much."""
 
     def __init__(self) -> None:
-        self.tokens: list[IssuedToken] = []
-        self.requests: list[IdentityRequest] = []
-        self.auths: list[AuthAttempt] = []
-        self.closes: list[ConnectionClose] = []
+        self.tokens: deque[IssuedToken] = deque(maxlen=MAX_EVENTS)
+        self.requests: deque[IdentityRequest] = deque(maxlen=MAX_EVENTS)
+        self.auths: deque[AuthAttempt] = deque(maxlen=MAX_EVENTS)
+        self.closes: deque[ConnectionClose] = deque(maxlen=MAX_EVENTS)
 
     def clear(self) -> None:
-        for each in (self.tokens, self.requests, self.auths, self.closes):
-            each.clear()
+        self.tokens.clear()
+        self.requests.clear()
+        self.auths.clear()
+        self.closes.clear()
 
 
 class Directory:

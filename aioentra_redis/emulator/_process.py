@@ -12,7 +12,7 @@ import sysconfig
 import threading
 from pathlib import Path
 
-from ._errors import EmulatorError
+from ._errors import EmulatorError, require_unix
 from ._options import Options
 from ._records import StartDetails
 
@@ -39,6 +39,7 @@ class EmulatorProcess:
 
     def start(self) -> StartDetails:
         """Start and wait until it is ready; EmulatorError says why it is not."""
+        require_unix()
         with self._lock:
             if self._stopped:
                 raise EmulatorError("the emulator was stopped while it was starting")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from ._environment import Kind, environ
-from ._errors import EmulatorError
+from ._errors import EmulatorError, require_unix
 from ._options import Options
 from ._records import StartDetails
 
@@ -26,7 +26,10 @@ def supervised() -> int:
     One JSON line each way. The end of standard input is the end of the parent, however it came
     about, and so ours.
     """
-    options = Options.from_json(json.loads(sys.stdin.readline()))
+    line = sys.stdin.readline()
+    if not line:
+        return 0  # the parent thought better of it, or died, before it said what it wants
+    options = Options.from_json(json.loads(line))
 
     def report(details: StartDetails) -> None:
         _write_line({"details": dataclasses.asdict(details)})
@@ -60,6 +63,7 @@ def serve(
         stream.flush()
 
     try:
+        require_unix()
         asyncio.run(_run(options or Options(), report, watch_stdin=False))
     except (EmulatorError, OSError) as error:
         print(error, file=sys.stderr)
