@@ -34,13 +34,14 @@ class Home:
 
     def check(self) -> None:
         """Raise ``ForkedError`` or ``WrongLoopError`` where the caller is not at home."""
-        loop = asyncio.get_running_loop()
-        if self.loop is None:
-            self.loop, self._process = loop, os.getpid()
-        elif self._process != os.getpid():
+        # First, because asyncio denies that a forked child has a running loop.
+        if self.loop is not None and self._process != os.getpid():
             raise ForkedError(
                 f"{self._what} was started before this process was forked and shares its "
                 "connection with the parent: make a new one in the child"
             )
+        loop = asyncio.get_running_loop()
+        if self.loop is None:
+            self.loop, self._process = loop, os.getpid()
         elif self.loop is not loop:
             raise wrong_loop(self._what)

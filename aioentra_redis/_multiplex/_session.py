@@ -19,12 +19,12 @@ import asyncio
 import itertools
 import logging
 import select
-from asyncio import get_running_loop
+from asyncio import _get_running_loop
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from .._lifecycle import wrong_loop
+from .._lifecycle import Home
 from ..errors import CommandTimeoutError, ConnectionLostError
 from ._engine import Engine, Packed, ProtocolViolation
 from ._reauth import AUTH_TIMEOUT, Ledger
@@ -73,6 +73,8 @@ class Session(asyncio.Protocol):
         self, dialed: Dialed, on_lost: Callable[[Session, Exception | None], None]
     ) -> None:
         self._loop = loop = asyncio.get_running_loop()
+        self._home = Home("the client")
+        self._home.check()
         self._dialed = dialed
         self._on_lost = on_lost
         self._pack = dialed.pack
@@ -125,15 +127,16 @@ class Session(asyncio.Protocol):
         """Queue one command; the future gets its reply, or an error of redis-py's.
 
         ``raw`` keeps the reply as bytes on a connection that decodes replies. Raises redis-py's
-        DataError, ``WrongLoopError``, or ``ConnectionLostError``; then nothing was queued.
+        DataError, ``WrongLoopError``, ``ForkedError``, or ``ConnectionLostError``; then nothing was
+        queued.
         Cancelling the future is safe at any time: nobody else's reply changes.
         """
         if self.closed:
             raise self._loss(False)
         first = not self._flush_scheduled
         # Once per batch, not per command: in Python 3.11 this look costs a system call.
-        if first and get_running_loop() is not self._loop:
-            raise wrong_loop("the client")
+        if first and _get_running_loop() is not self._loop:
+            self._home.check()
         packed = self._pack(args)
         future: asyncio.Future[Any] = self._create_future()
         if raw:
