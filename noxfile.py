@@ -105,6 +105,13 @@ def lowest_dependencies(session: nox.Session) -> None:
 
 
 @nox.session
+def faults(session: nox.Session) -> None:
+    """What takes too long for every run of the test suite: slow servers, long outages."""
+    session.install(*CONSTRAINTS, *requirements("tests"))
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Ruff's rules and format; ``nox -s lint -- --fix`` repairs what it can."""
     session.install(*CONSTRAINTS, *requirements("lint"))

@@ -375,7 +375,7 @@ async def test_tls_with_an_unknown_ca(entra_emulator: Emulator) -> None:
 async def test_tls_to_a_plaintext_port(entra_emulator: Emulator) -> None:
     url = entra_emulator.plaintext_url.replace("redis://", "rediss://")
     async with secret_source(entra_emulator) as source:
-        with pytest.raises(ConnectError, match="no TLS connection|did not answer") as caught:
+        with pytest.raises(ConnectError, match=r"no TLS connection|did not answer") as caught:
             await connect(url, token_source=source, socket_connect_timeout=1)
     assert "10000" in str(caught.value)
 
@@ -400,7 +400,7 @@ async def test_cancelling_it_leaves_nothing_open(entra_emulator: Emulator) -> No
     async with secret_source(entra_emulator) as source:
         connecting = asyncio.ensure_future(_opened(client_of(entra_emulator, source)))
         async with asyncio.timeout(5):
-            while not await entra_emulator.connections():
+            while not await entra_emulator.connections():  # noqa: ASYNC110 - nothing tells
                 await asyncio.sleep(0.01)
         connecting.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -40,24 +40,37 @@ def secret_source(emulator: Emulator, **options: Any) -> TokenSource:
 
 
 def minted_source(
-    emulator: Emulator, *, believed: float, lifetime: float = 30.0, **options: Any
+    emulator: Emulator,
+    *,
+    believed: float,
+    lifetime: float = 30.0,
+    refresh_in: float | None = None,
+    **options: Any,
 ) -> TokenSource:
-    """A source that takes its tokens to end after ``believed`` seconds and so renews in half that.
+    """A source that takes its tokens to end after ``believed`` seconds and so renews in half that,
+    or after ``refresh_in`` (a second at least).
 
     The server lets them live for ``lifetime``. So tokens rotate faster than a second apart, which
     no identity provider's whole-second expiry allows, and nothing expires if the machine is busy.
     """
-    mint = Mint(emulator, believed, lifetime)
+    mint = Mint(emulator, believed, lifetime, refresh_in)
     return TokenSource.from_credential_factory(mint, **{"refresh": BRISK, **options})
 
 
 class Mint:
     """A credential factory and its only instance; the emulator signs the tokens."""
 
-    def __init__(self, emulator: Emulator, believed: float, lifetime: float) -> None:
+    def __init__(
+        self,
+        emulator: Emulator,
+        believed: float,
+        lifetime: float,
+        refresh_in: float | None = None,
+    ) -> None:
         self._emulator = emulator
         self._believed = believed
-        self._lifetime = lifetime
+        self._refresh_in = refresh_in
+        self.lifetime = lifetime
         self.asked = 0
 
     async def __call__(self) -> Mint:
@@ -65,20 +78,18 @@ class Mint:
 
     async def get_token_info(self, *scopes: str) -> AccessTokenInfo:
         self.asked += 1
-        expires_on: Any = time.time() + self._believed
-        return AccessTokenInfo(
-            await self._emulator.issue_token(lifetime=self._lifetime), expires_on
-        )
+        now = time.time()
+        times: dict[str, Any] = {
+            "expires_on": now + self._believed,
+            "refresh_on": None if self._refresh_in is None else now + self._refresh_in,
+        }
+        return AccessTokenInfo(await self._emulator.issue_token(lifetime=self.lifetime), **times)
 
 
 def client_of(emulator: Emulator, source: TokenSource | None, **options: Any) -> Any:
     """``connect()`` to the emulator over TLS; await it or enter it."""
     options = {"ssl_ca_certs": emulator.ca_file, "cluster": False, **options}
     return connect(emulator.url, token_source=source, **options)
-
-
-def plain_client_url(emulator: Emulator, database: int = 0) -> str:
-    return f"{emulator.plaintext_url}/{database}"
 
 
 class Witness:

@@ -1,0 +1,106 @@
+"""A server that refuses a newer token on a living connection: the session goes on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support.signing_in import Traffic, Witness, client_of, minted_source, secret_source, until
+
+from aioentra_redis import (
+    ConnectionClosed,
+    ConnectionOpened,
+    ConnectionState,
+    Reauthenticated,
+    ReauthenticationFailed,
+    TokenPublished,
+)
+from aioentra_redis.emulator import Emulator
+
+pytestmark = pytest.mark.emulator
+
+
+async def test_refused_once_recovers_with_the_next_token_at_the_latest(
+    entra_emulator: Emulator,
+) -> None:
+    witness = Witness()
+    async with (
+        minted_source(entra_emulator, believed=1.2) as source,
+        client_of(entra_emulator, source, on_event=witness) as redis,
+    ):
+        traffic = Traffic(redis, 20)
+        await entra_emulator.refuse_auth(times=1)
+        failure = await witness.first(ReauthenticationFailed)
+        assert failure.token_version == 2
+        assert "WRONGPASS" in repr(failure.error) or "username-password" in str(failure.error)
+        [status] = redis.auth_status()
+        assert status.state is ConnectionState.STALE
+        assert status.token_version == 1
+        recovered = await witness.first(Reauthenticated)
+        assert recovered.connection == failure.connection
+        assert redis.auth_status()[0].state is ConnectionState.AUTHENTICATED
+        await traffic.stop()
+        assert (traffic.errors, traffic.wrong) == ([], [])
+    assert witness.of(ConnectionClosed)[0].error is None
+    assert len(witness.of(ConnectionOpened)) == 1
+
+
+async def test_commands_in_flight_are_untouched_by_a_refusal(entra_emulator: Emulator) -> None:
+    """Commands stand before and behind the refused AUTH in one queue."""
+    witness = Witness()
+    async with (
+        minted_source(entra_emulator, believed=1.0) as source,
+        client_of(entra_emulator, source, on_event=witness) as redis,
+    ):
+        await entra_emulator.refuse_auth()
+        traffic = Traffic(redis, 100)
+        await witness.at_least(3, ReauthenticationFailed)
+        assert (traffic.errors, traffic.wrong) == ([], [])
+        await entra_emulator.heal()
+        await witness.first(Reauthenticated)
+        await traffic.stop()
+        assert (traffic.errors, traffic.wrong) == ([], [])
+        assert redis.auth_status()[0].state is ConnectionState.AUTHENTICATED
+        assert len(await entra_emulator.connections()) == 1
+
+
+async def test_the_same_token_is_tried_again_by_the_probe(entra_emulator: Emulator) -> None:
+    """An access policy that comes into force late: no newer token is due for an hour."""
+    await entra_emulator.configure(token_lifetime=3600)
+    witness = Witness()
+    async with (
+        minted_source(entra_emulator, believed=3.0, lifetime=60) as source,
+        client_of(entra_emulator, source, on_event=witness) as redis,
+    ):
+        await entra_emulator.refuse_auth(times=1)
+        failure = await witness.first(ReauthenticationFailed)
+        await entra_emulator.fail_identity()
+        recovered = await witness.first(Reauthenticated)
+        assert recovered.token_version >= failure.token_version
+        assert await redis.ping()
+
+
+async def test_refused_until_expiry_the_connection_ends_and_the_next_one_serves(
+    entra_emulator: Emulator,
+) -> None:
+    """While the server refuses, what was connected works until its token's end."""
+    await entra_emulator.configure(token_lifetime=3)
+    witness = Witness()
+    async with (
+        secret_source(entra_emulator) as source,
+        client_of(entra_emulator, source, on_event=witness, recovery_timeout=10) as redis,
+    ):
+        await redis.set("key", "value")
+        await entra_emulator.refuse_auth()
+        await witness.first(ReauthenticationFailed)
+        assert await redis.get("key") == b"value"
+        await witness.first(ConnectionClosed)
+        waiting = asyncio.create_task(redis.get("key"))
+        await until(lambda: redis.auth_status() == [])
+        await entra_emulator.heal()
+        assert await waiting == b"value"
+        await witness.at_least(2, ConnectionOpened)
+        assert redis.auth_status()[0].state is ConnectionState.AUTHENTICATED
+    closes = (await entra_emulator.log()).closes
+    assert closes[0].reason == "expiry"
+    assert len(witness.of(TokenPublished)) >= 1
