@@ -1,0 +1,166 @@
+"""The URL, the environment, and the rules about TLS and plaintext: tables and messages."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import pytest
+
+from aioentra_redis._options import (
+    check_host_for_plaintext,
+    check_tls,
+    default_port,
+    is_loopback,
+    resolve_url,
+    url_user_name,
+)
+from aioentra_redis.errors import ConfigurationError, InsecureConnectionError
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("rediss://h:1", "rediss://h:1"),
+        (" rediss://h:1/0?a=b ", "rediss://h:1/0?a=b"),
+        ("redis://localhost:6379", "redis://localhost:6379"),
+        ("unix:///run/redis.sock", "unix:///run/redis.sock"),
+        ("h:1", "rediss://h:1"),
+        ("rediss://[::1]:7", "rediss://[::1]:7"),
+        ("c.westeurope.redis.azure.net", "rediss://c.westeurope.redis.azure.net:10000"),
+        ("C.Redis.Cache.Windows.Net", "rediss://C.Redis.Cache.Windows.Net:6380"),
+        ("c.redis.cache.windows.net:", "rediss://c.redis.cache.windows.net:6380"),
+        ("rediss://user@c.redis.azure.net/0", "rediss://user@c.redis.azure.net:10000/0"),
+        ("c.redis.azure.net:1234", "rediss://c.redis.azure.net:1234"),
+    ],
+)
+def test_urls(url: str, expected: str):
+    assert resolve_url(url, {}) == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [
+        ("a.b.redis.azure.net", 10000),
+        ("a.redis.chinacloudapi.cn", 10000),
+        ("a.redis.usgovcloudapi.net", 10000),
+        ("a.redis.cache.windows.net", 6380),
+        ("a.redis.cache.chinacloudapi.cn", 6380),
+        ("a.redis.cache.usgovcloudapi.net", 6380),
+        ("redis.azure.net", None),
+        ("a.redis.azure.net.evil.example", None),
+    ],
+)
+def test_the_port_follows_from_the_suffix(host: str, port: int | None):
+    assert default_port(host) == port
+
+
+def test_the_environment_in_its_order():
+    environ = {"REDIS_HOST": "h:1", "AZURE_REDIS_HOST": "a:2", "REDIS_URL": "rediss://u:3"}
+    assert resolve_url(None, environ) == "rediss://u:3"
+    del environ["REDIS_URL"]
+    assert resolve_url(None, environ) == "rediss://a:2"
+    environ["AZURE_REDIS_HOST"] = ""
+    assert resolve_url(None, environ) == "rediss://h:1"
+    assert resolve_url("x:9", environ) == "rediss://x:9"
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "says"),
+    [
+        (None, {}, ["no Redis URL", "REDIS_URL", "AZURE_REDIS_HOST", "REDIS_HOST", "rediss://"]),
+        ("", {}, ["the URL is empty"]),
+        ("http://h:1", {}, ["unknown scheme 'http'", "rediss://"]),
+        ("rediss://", {}, ["names no host", "rediss://<host>:<port>"]),
+        ("cache.example", {}, ["names no port", "'cache.example'", "10000", "6380"]),
+        ("rediss://h:port", {}, ["the port 'port'", "65535"]),
+        ("rediss://h:0", {}, ["the port '0'"]),
+        ("rediss://h:99999", {}, ["the port '99999'"]),
+        ("rediss://[::1", {}, ["can't be read"]),
+        (None, {"REDIS_HOST": "rediss://h"}, ["environment variable REDIS_HOST names no port"]),
+        ("rediss://u:s3cret@h:1", {}, ["holds a password", "redis.asyncio.Redis"]),
+        ("rediss://h:1?password=s3cret", {}, ["holds a password"]),
+    ],
+)
+def test_urls_that_are_refused(url: str | None, environ: dict[str, str], says: list[str]):
+    with pytest.raises(ConfigurationError) as caught:
+        resolve_url(url, environ)
+    for text in says:
+        assert text in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_user_name_in_a_url():
+    assert url_user_name("rediss://me@h:1") == "me"
+    assert url_user_name("rediss://h:1") is None
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("localhost", True),
+        ("LOCALHOST", True),
+        ("cache.localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("::1%lo", True),
+        ("10.0.0.1", False),
+        ("0.0.0.0", False),
+        ("localhost.example", False),
+        ("cache.example", False),
+        ("", False),
+    ],
+)
+def test_loopback(host: str, expected: bool):
+    assert is_loopback(host) is expected
+    if expected:
+        check_host_for_plaintext(host, allow_plaintext=False)
+    else:
+        with pytest.raises(InsecureConnectionError) as caught:
+            check_host_for_plaintext(host, allow_plaintext=False)
+        for text in (f"to {host} in clear", "nothing was sent", "rediss://", "allow_plaintext"):
+            assert text in str(caught.value)
+    check_host_for_plaintext(host, allow_plaintext=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ssl_check_hostname": True},
+        {"ssl_check_hostname": None},
+        {"ssl_cert_reqs": "required"},
+        {"ssl_cert_reqs": ssl.CERT_REQUIRED},
+        {"ssl_min_version": ssl.TLSVersion.TLSv1_3},
+        {"ssl_min_version": None},
+    ],
+)
+def test_strong_enough(options: dict[str, Any]):
+    check_tls(options, allow_insecure_tls=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"ssl_check_hostname": False}, "ssl_check_hostname=False"),
+        ({"ssl_cert_reqs": "none"}, "ssl_cert_reqs=none"),
+        ({"ssl_cert_reqs": "NONE"}, "ssl_cert_reqs=NONE"),
+        ({"ssl_cert_reqs": "optional"}, "ssl_cert_reqs=optional"),
+        ({"ssl_cert_reqs": None}, "ssl_cert_reqs=None"),
+        ({"ssl_cert_reqs": ssl.CERT_NONE}, "ssl_cert_reqs="),
+        ({"ssl_min_version": ssl.TLSVersion.TLSv1_1}, "below TLS 1.2"),
+    ],
+)
+def test_too_weak(options: dict[str, Any], says: str):
+    with pytest.raises(InsecureConnectionError) as caught:
+        check_tls(options, allow_insecure_tls=False)
+    for text in (says, "could read the token", "ssl_ca_certs=", "allow_insecure_tls=True"):
+        assert text in str(caught.value)
+    with pytest.warns(RuntimeWarning, match="insecure TLS allowed"):
+        check_tls(options, allow_insecure_tls=True)
+
+
+def test_every_weakness_is_named():
+    with pytest.raises(InsecureConnectionError, match=r"ssl_check_hostname.* and ssl_cert_reqs"):
+        check_tls({"ssl_check_hostname": False, "ssl_cert_reqs": "none"}, allow_insecure_tls=False)
