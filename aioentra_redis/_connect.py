@@ -219,12 +219,13 @@ def connect(
         raise ConfigurationError("pass credential= or token_source=, not both")
     if cluster not in (True, False, "auto"):
         raise ConfigurationError(f'cluster= is True, False or "auto", not {cluster!r}')
-    for name, value in {
+    seconds: dict[str, Any] = {
         "open_timeout": open_timeout,
         "close_timeout": close_timeout,
         "recovery_timeout": recovery_timeout,
-    }.items():
-        if not value > 0:
+    }
+    for name, value in seconds.items():
+        if not isinstance(value, (int, float)) or not value > 0:
             raise ConfigurationError(f"{name}= is a number of seconds above 0, not {value!r}")
     parts = urlsplit(resolved)
     if parts.scheme == "redis":
