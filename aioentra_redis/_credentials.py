@@ -172,7 +172,7 @@ def managed_identity(identity: Mapping[str, str | None], options: Mapping[str, A
     if "client_id" in given:
         chosen["client_id"] = given["client_id"]
     elif given:
-        chosen["identity_config"] = given
+        chosen["identity_config"] = _identity_parameter(given)
     return Recipe(
         "ManagedIdentityCredential",
         _maker("ManagedIdentityCredential", chosen),
@@ -221,6 +221,18 @@ def environment(options: Mapping[str, Any]) -> Recipe:
         tenant_id=os.environ.get("AZURE_TENANT_ID"),
         client_id=os.environ.get("AZURE_CLIENT_ID"),
     )
+
+
+def _identity_parameter(given: Mapping[str, str]) -> dict[str, str]:
+    """The query parameter that names an identity; azure passes it to the platform as it is.
+
+    The resource ID goes by ``mi_res_id`` on App Service and Container Apps, and by ``msi_res_id``
+    at the endpoint of virtual machines (Microsoft, "How to use managed identities" for each).
+    """
+    if "resource_id" not in given:
+        return dict(given)
+    name = "mi_res_id" if os.environ.get("IDENTITY_ENDPOINT") else "msi_res_id"
+    return {name: given["resource_id"]}
 
 
 def _maker(name: str, options: Mapping[str, Any]) -> Callable[[], object]:
