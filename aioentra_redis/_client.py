@@ -283,7 +283,8 @@ class EntraRedis(redis.asyncio.Redis):
         if isinstance(exc, redis_exceptions.ResponseError):
             if EMPTY_RESPONSE in options:
                 return options[EMPTY_RESPONSE]
-            if isinstance(exc, redis_exceptions.MovedError):
+            # By its text, too: redis-py 5 has no class for it outside of its cluster client.
+            if isinstance(exc, redis_exceptions.MovedError) or str(exc).startswith("MOVED "):
                 raise ClusterModeError(
                     f"{self._multiplexed!r} is a node of a cluster and sent this command elsewhere "
                     f"({exc}): connect with cluster=True"

@@ -231,7 +231,8 @@ async def test_moved_means_the_wrong_mode(place: Place):
     for _ in range(2):
         with pytest.raises(ClusterModeError, match="cluster=True") as caught:
             await client.get("k")
-        assert isinstance(caught.value.__cause__, redis_exceptions.MovedError)
+        assert "3999 10.0.0.9:7001" in str(caught.value)
+        assert isinstance(caught.value.__cause__, redis_exceptions.ResponseError)
 
 
 # --------------------------------------------------------------------------------- sent again

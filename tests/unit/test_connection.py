@@ -649,7 +649,7 @@ async def test_two_clients_on_one_pool_share_the_connection():
     async with peer.serve() as port:
         pool = redis.asyncio.ConnectionPool(host="127.0.0.1", port=port)
         one, two = EntraRedis(connection_pool=pool), EntraRedis(connection_pool=pool)
-        await asyncio.gather(one.set("k", "v"), two.get("k"))
+        await asyncio.gather(one.set("k", "v"), one.get("k"), two.get("k"))
         assert len(peer.open) == 1
         await one.aclose()
         assert await two.get("k") == b"v"
