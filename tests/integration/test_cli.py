@@ -213,15 +213,20 @@ def test_demo_interrupted_under_load(number: int, status: int):
     assert_gone(children)
 
 
-def test_demo_interrupted_while_it_starts():
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.2, 0.4])
+def test_demo_interrupted_while_it_starts(delay: float):
     with running("demo") as process:
         assert process.stdout is not None
         assert "starting the emulator" in process.stdout.readline()
+        time.sleep(delay)  # to meet different steps of it
         children = descendants(process.pid)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        rest, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert errors == "Interrupted before the first command.\n"
+    if "workers begin" in rest:  # a fast machine, where it had started by then
+        assert errors == ""
+    else:
+        assert errors == "Interrupted before the first command.\n"
     assert_gone(children)
 
 

@@ -99,6 +99,18 @@ def test_it_belongs_to_no_loop(entra_emulator: Emulator):
         assert asyncio.run(entra_emulator.log()).tokens == []
 
 
+def test_a_child_that_is_told_nothing_ends_without_a_word():
+    """Its parent was interrupted before it had said what it wants."""
+    ended = subprocess.run(
+        [sys.executable, "-m", "aioentra_redis.emulator", "--supervised"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=20,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
+
+
 async def test_cancelling_a_start_leaves_nothing():
     emulator = Emulator()
     starting = asyncio.create_task(emulator.start())
