@@ -110,6 +110,7 @@ class EntraRedis(redis.asyncio.Redis):
     ) -> None:
         self._multiplexed: MultiplexedConnection | None = None  # __del__ may meet half of us
         self._closed = False
+        self._closing: asyncio.Future[None] | None = None
         if token_source is not None and credential is not None:
             raise ConfigurationError("pass token_source= or credential=, not both")
         wants_token = token_source is not None or credential is not None
@@ -137,7 +138,9 @@ class EntraRedis(redis.asyncio.Redis):
             if on_event is not None:
                 self._stop_listening.append(source.listen(on_event))
         check_connection_options(pool)
-        self._retry: Any = kwargs.get("retry")
+        # Whether writes may be repeated is the user's word, redis-py's default does not count.
+        own = kwargs if connection_pool is None else pool.connection_kwargs
+        self._retry: Any = own.get("retry")
         self._plans: dict[Any, Plan] = {}
         if not self.single_connection_client:
             self._multiplexed = attached(pool)
@@ -365,14 +368,24 @@ class EntraRedis(redis.asyncio.Redis):
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Close the client, which is final; what we constructed is closed with it.
 
-        Commands in flight may finish within ``close_timeout``. Idempotent.
+        Commands in flight may finish within ``close_timeout``. Idempotent; every call waits for
+        the same closing, and cancelling one does not stop it.
         """
         multiplexed = self._multiplexed
-        if multiplexed is not None and not self._closed:
+        if multiplexed is None:  # `client()`: it gives back its connection, as in redis-py
+            await super().aclose(close_connection_pool)
+            return
+        if self._closing is None:
             multiplexed.check_loop()
             self._closed = True
             self._plans.clear()
-            await multiplexed.let_go()
+            self._closing = asyncio.ensure_future(self._close(multiplexed, close_connection_pool))
+        await asyncio.shield(self._closing)
+
+    async def _close(
+        self, multiplexed: MultiplexedConnection, close_connection_pool: bool | None
+    ) -> None:
+        await multiplexed.let_go()
         await super().aclose(close_connection_pool)
         for stop in self._stop_listening:
             stop()
@@ -395,14 +408,17 @@ class EntraRedis(redis.asyncio.Redis):
         Asked with CLUSTER SLOTS, whose answer counts; where it is denied, HELLO's ``mode`` does.
         """
         assert self._multiplexed is not None
-        session = await self._multiplexed.admit()
-        try:
-            hello, slots = session.submit(("HELLO",)), session.submit(("CLUSTER", "SLOTS"))
-        finally:
-            session.admitted()
-        mode: Any
-        nodes: Any
-        mode, nodes = await asyncio.gather(hello, slots, return_exceptions=True)
+        mode: Any = None
+        nodes: Any = None
+        for _ in range(3):  # both only ask, so a lost connection is no answer
+            session = await self._multiplexed.admit()
+            try:
+                hello, slots = session.submit(("HELLO",)), session.submit(("CLUSTER", "SLOTS"))
+            finally:
+                session.admitted()
+            mode, nodes = await asyncio.gather(hello, slots, return_exceptions=True)
+            if not isinstance(nodes, ConnectionLostError):
+                break
         if isinstance(nodes, list):
             return bool(nodes)
         if isinstance(nodes, redis_exceptions.NoPermissionError):

@@ -34,7 +34,7 @@ from redis.credentials import CredentialProvider
 
 from ._options import check_tls, is_loopback
 from ._schedule import reauth_deadline
-from .errors import ConfigurationError, InsecureConnectionError
+from .errors import ConfigurationError, ConnectTimeoutError, InsecureConnectionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -467,8 +467,18 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
     opened = _keep_what_opens(connection)
     try:
         await connection.connect()
-    except BaseException:
+    except BaseException as exc:
         _drop(connection, opened)
+        if opened and isinstance(exc, redis_exceptions.TimeoutError):
+            host, port, _ = pool_endpoint(pool)
+            raise ConnectTimeoutError(
+                f"{connection._host_error()} was reached but did not answer the sign-in within "
+                f"{connection.socket_timeout:g} s: it takes long to validate the token, or it is "
+                "no Redis",
+                stage="auth",
+                host=host,
+                port=port,
+            ) from exc
         raise
     finally:
         del connection._connect

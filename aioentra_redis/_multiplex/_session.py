@@ -413,6 +413,8 @@ class Session(asyncio.Protocol):
         in_step = not self._engine.in_flight
         self._engine.connection_lost(self._loss)
         self._open_gate()
+        for push in self._pushes:
+            push.cancel()
         if in_step and cause is None:
             self._transport.close()
         else:

@@ -13,7 +13,7 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from support.scripted_peer import CUT, HANG, OK, Peer, bulk
 from support.token_fakes import Clock, Credential, source_of
 
-from aioentra_redis import EntraRedis
+from aioentra_redis import EntraRedis, TokenState
 from aioentra_redis._client import MAX_PLANS
 from aioentra_redis._multiplex import _connection
 from aioentra_redis._multiplex._session import HIGH_WATER
@@ -357,10 +357,32 @@ async def test_cluster_slots_count_and_hello_where_they_are_denied(
     assert await place.client().is_cluster_node() is expected
 
 
-async def test_a_loss_while_asking_is_no_answer(place: Place):
-    place.peer.script["CLUSTER"] = lambda *_: CUT
-    with pytest.raises(ConnectionLostError):
-        await place.client().is_cluster_node()
+@pytest.mark.parametrize("losses", [1, 2, 3])
+async def test_a_loss_while_asking_is_no_answer(place: Place, losses: int):
+    answers = [CUT] * losses + [b"*1\r\n*0\r\n"]
+    place.peer.script["CLUSTER"] = lambda *_: answers.pop(0)
+    client = place.client()
+    if losses < 3:
+        assert await client.is_cluster_node() is True
+    else:
+        with pytest.raises(ConnectionLostError):
+            await client.is_cluster_node()
+
+
+async def test_a_closing_that_was_cancelled_goes_on_and_is_waited_for(place: Place):
+    clock = Clock()
+    client = place.client(credential=Credential(clock), allow_plaintext=True)
+    await client.ping()
+    source = client.token_source
+    assert source is not None
+    first = asyncio.ensure_future(client.aclose())
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await client.aclose()
+    assert client.auth_status() == []
+    assert source.state is TokenState.CLOSED
 
 
 # ---------------------------------------------------------------------------------------- life
