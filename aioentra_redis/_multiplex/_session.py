@@ -43,6 +43,9 @@ HIGH_WATER: Final = 1 << 20
 JOIN_LIMIT: Final = 1 << 17
 """Bytes up to which one turn's commands are joined into one buffer."""
 
+FEW: Final = 12
+"""Commands in one turn up to which the first of the next turn is written at once."""
+
 WATCH_INTERVAL: Final = 0.25
 """Seconds between two looks of the watchdog, fewer where ``socket_timeout`` is short."""
 
@@ -100,7 +103,7 @@ class Session(asyncio.Protocol):
         self._gate: deque[asyncio.Future[None]] = deque()
         self._pending_bytes = 0
         self._flush_scheduled = False
-        self._lonely = True
+        self._few_callers = True
 
         self._auth_position: int | None = None
         self._auth_deadline = 0.0
@@ -248,9 +251,10 @@ class Session(asyncio.Protocol):
     # -- writing ---------------------------------------------------------------------------------
 
     def _schedule_flush(self) -> None:
-        if self._lonely and self._engine.in_flight == 1:
-            # A single caller, one command after the other: writing at once saves a turn of the
-            # loop, about a tenth of its time. In a crowd it would break up the batches.
+        if self._few_callers and self._engine.in_flight == 1:
+            # The server is idle: let it wake and work while the other few callers queue their
+            # commands. Measured at 5 and 10 callers it is 20 to 30 % more, at one a turn of the
+            # loop less; in a crowd it would break up the batches.
             self._flush()
         else:
             # One flush for everything that this turn of the loop submits: with 100 callers it
@@ -274,7 +278,7 @@ class Session(asyncio.Protocol):
             self._end(ConnectionLostError("the server closed the idle connection"))
             return
         batch = engine.data_to_send(now)
-        self._lonely = len(batch) == 1
+        self._few_callers = len(batch) <= FEW
         size, self._pending_bytes = self._pending_bytes, 0
         if batch:
             self._write(batch, size)

@@ -16,7 +16,7 @@ from support.token_fakes import Clock, Credential, source_of
 from aioentra_redis import EntraRedis, TokenState
 from aioentra_redis._client import MAX_PLANS
 from aioentra_redis._multiplex import _connection
-from aioentra_redis._multiplex._session import HIGH_WATER
+from aioentra_redis._multiplex._session import FEW, HIGH_WATER
 from aioentra_redis._redis_py import _packer
 from aioentra_redis.errors import (
     ClosedError,
@@ -279,7 +279,7 @@ async def test_the_users_retry_sends_writes_again_as_often_as_it_says(place: Pla
 
 async def test_what_was_not_written_is_sent_again(place: Place):
     client = place.client()
-    await asyncio.gather(*[client.ping() for _ in range(3)])
+    await asyncio.gather(*[client.ping() for _ in range(FEW + 2)])
     task = asyncio.ensure_future(client.execute_command("INCR", "n"))
     await asyncio.sleep(0)
     client._multiplexed.session.close()
@@ -291,7 +291,7 @@ async def test_what_was_not_written_is_sent_again(place: Place):
 async def test_what_can_never_be_written_ends_with_the_recovery_timeout(place: Place):
     """Every connection ends before anything is written on it."""
     client = place.client(recovery_timeout=5)
-    await asyncio.gather(*[client.ping() for _ in range(3)])
+    await asyncio.gather(*[client.ping() for _ in range(FEW + 2)])
     place.on_dial = lambda dialed: (
         setattr(dialed.transport, "get_extra_info", lambda name: None) or dialed.transport.end()
     )

@@ -16,7 +16,7 @@ from support.scripted_peer import CUT, HANG, OK, Peer, Wire, bulk, dialed_over
 from support.token_fakes import EPOCH
 
 from aioentra_redis._events import ConnectionState
-from aioentra_redis._multiplex._session import HIGH_WATER, JOIN_LIMIT, Session
+from aioentra_redis._multiplex._session import FEW, HIGH_WATER, JOIN_LIMIT, Session
 from aioentra_redis._redis_py import _packer
 from aioentra_redis._token import Token
 from aioentra_redis.errors import CommandTimeoutError, ConnectionLostError, WrongLoopError
@@ -82,22 +82,20 @@ async def outcome(future: asyncio.Future[Any]) -> Any:
 async def test_one_write_per_turn_of_the_loop(open_session: Open):
     session, wire = open_session(Peer())
     first = session.submit(("ECHO", "a"))
-    assert wire.sent == pack("ECHO", "a"), "a lonely command is written at once"
+    assert wire.sent == pack("ECHO", "a"), "the first one of few is written at once"
     futures = [session.submit(("ECHO", str(n))) for n in range(50)]
     assert len(wire.writes) == 1
     assert await asyncio.gather(first, *futures) == [b"a", *(str(n).encode() for n in range(50))]
     assert wire.writes[1:] == [b"".join(pack("ECHO", str(n)) for n in range(50))]
 
 
-async def test_after_a_crowd_the_next_turn_is_waited_for_and_after_a_lonely_one_not(
-    open_session: Open,
-):
+async def test_after_a_crowd_the_next_turn_is_waited_for_and_after_a_few_not(open_session: Open):
     session, wire = open_session(Peer())
-    await asyncio.gather(*[session.submit(("PING",)) for _ in range(3)])
+    await asyncio.gather(*[session.submit(("PING",)) for _ in range(1 + FEW + 1)])
     written = len(wire.writes)
-    ping = session.submit(("PING",))
+    pings = [session.submit(("PING",)) for _ in range(FEW)]
     assert len(wire.writes) == written, "there may be more to come in this turn"
-    await ping
+    await asyncio.gather(*pings)
     ping = session.submit(("PING",))
     assert len(wire.writes) == written + 2
     await ping
@@ -607,7 +605,7 @@ async def test_draining_an_idle_session_ends_it_at_once(open_session: Open, owne
 
 async def test_draining_ends_when_the_last_command_is_withdrawn(open_session: Open, owner: Owner):
     session, wire = open_session(Peer())
-    await asyncio.gather(*[session.submit(("PING",)) for _ in range(3)])
+    await asyncio.gather(*[session.submit(("PING",)) for _ in range(FEW + 2)])
     future = session.submit(("GET", "k"))  # waits for the end of this turn
     session.drain()
     assert not session.closed
