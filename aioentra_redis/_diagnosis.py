@@ -125,7 +125,8 @@ def _refused(where: str, token: Token | None, reason: str) -> str:
         return f"{where} refused the sign-in ({reason}): check the user name and password"
     return (
         f"{where} refused the Entra token of object ID {token.username} (audience "
-        f"{token.audience}, tenant {token.tenant_id}): {reason} The usual causes, in order: no "
+        f"{token.audience}, tenant {token.tenant_id}): WRONGPASS {reason.removeprefix('WRONGPASS ')} "
+        "The usual causes, in order: no "
         "access policy assignment for this object ID on the cache; the client ID or the app "
         "registration's object ID was assigned instead of this one; a group was assigned, which "
         "is not supported; Entra authentication is switched off (Azure Cache for Redis); the "
