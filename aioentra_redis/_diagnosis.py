@@ -123,10 +123,11 @@ def _whom(token: Token | None) -> str:
 def _refused(where: str, token: Token | None, reason: str) -> str:
     if token is None:
         return f"{where} refused the sign-in ({reason}): check the user name and password"
+    if reason.startswith("invalid username"):
+        reason = f"WRONGPASS {reason}"  # what people search for; redis-py strips the word
     return (
         f"{where} refused the Entra token of object ID {token.username} (audience "
-        f"{token.audience}, tenant {token.tenant_id}): WRONGPASS {reason.removeprefix('WRONGPASS ')} "
-        "The usual causes, in order: no "
+        f"{token.audience}, tenant {token.tenant_id}): {reason} The usual causes, in order: no "
         "access policy assignment for this object ID on the cache; the client ID or the app "
         "registration's object ID was assigned instead of this one; a group was assigned, which "
         "is not supported; Entra authentication is switched off (Azure Cache for Redis); the "
