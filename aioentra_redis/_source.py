@@ -76,7 +76,9 @@ class TokenSource(Constructors):
         self._scopes = (scopes,) if isinstance(scopes, str) else tuple(scopes)
         if not self._scopes or not all(self._scopes):
             raise ConfigurationError(f"scopes should be one string or several, not {scopes!r}")
-        self.refresh_config = refresh if refresh is not None else TokenRefreshConfig()
+        self.refresh_config: TokenRefreshConfig = (
+            refresh if refresh is not None else TokenRefreshConfig()
+        )
         if not isinstance(self.refresh_config, TokenRefreshConfig):
             raise ConfigurationError(f"refresh should be a TokenRefreshConfig, not {refresh!r}")
         self._name = name or recipe.label
