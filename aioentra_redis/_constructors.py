@@ -39,7 +39,7 @@ class Constructors:
         username: str | None = None,
         on_event: EventCallback | None = None,
     ) -> None:
-        raise NotImplementedError("this class only holds constructors")
+        raise TypeError("this class only holds constructors")
 
     @classmethod
     def from_default(

@@ -1,5 +1,7 @@
 """Everything that we know of redis-py's insides; no other module touches them.
 
+It is longer than the others for that reason: a new redis-py version is one file's problem.
+
 Three things are borrowed from redis-py: its connection classes perform the handshake (TCP, TLS,
 HELLO, AUTH, SELECT, names), its parser turns error replies into its exceptions, and its encoder
 packs what hiredis' packer does not take. What this module adds is a hand-over: once a connection

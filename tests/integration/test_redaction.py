@@ -226,7 +226,7 @@ async def test_the_collector_finds_what_it_looks_for(
 ) -> None:
     """Or the test above could not fail."""
     token = await _Sealed.issued_by(entra_emulator)
-    logging.getLogger("some.library").debug("AUTH %s", token.reveal())
+    logging.getLogger("somebody.else").debug("AUTH %s", token.reveal())
 
     def raising() -> None:
         password = token.reveal()
@@ -237,7 +237,7 @@ async def test_the_collector_finds_what_it_looks_for(
     collector.show(caught.value, "an error")
     collector.show({"secret": entra_emulator.service_principal.secret}, "a dictionary")
     found = "\n".join(collector.leaks)
-    assert "log of some.library" in found
+    assert "log of somebody.else" in found
     assert "an error, traceback with locals" in found
     assert "a dictionary, pickled" in found
     assert "eyJ" not in found
