@@ -28,7 +28,7 @@ from ._multiplex._routing import (
     route,
     static_route,
 )
-from ._options import check_host_for_plaintext
+from ._options import check_alone, check_host_for_plaintext, check_seconds, check_sign_in
 from ._redis_py import (
     EMPTY_RESPONSE,
     NEVER_DECODE,
@@ -36,6 +36,7 @@ from ._redis_py import (
     attached,
     check_connection_options,
     command_options,
+    default_to_no_retries,
     default_to_resp3,
     pool_endpoint,
     pool_from_url,
@@ -111,18 +112,23 @@ class EntraRedis(redis.asyncio.Redis):
         self._multiplexed: MultiplexedConnection | None = None  # __del__ may meet half of us
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
-        if token_source is not None and credential is not None:
-            raise ConfigurationError("pass token_source= or credential=, not both")
+        self._stop_listening: list[Callable[[], None]] = []
+        check_sign_in(token_source, credential)
+        check_seconds(recovery_timeout=recovery_timeout, close_timeout=close_timeout)
+        if token_source is not None and not isinstance(token_source, TokenSource):
+            raise ConfigurationError(f"token_source= is a TokenSource, not {token_source!r}")
         wants_token = token_source is not None or credential is not None
         if wants_token:
-            _refuse_other_sign_ins(kwargs)
+            check_alone(kwargs)
+        # Whether writes may be repeated is the user's word: redis-py's default is to repeat them.
+        self._retry: Any = kwargs.get("retry")
         if connection_pool is None:
             default_to_resp3(kwargs)
+            default_to_no_retries(kwargs)
         super().__init__(connection_pool=connection_pool, **kwargs)
         pool = self.connection_pool
         self._owned_source: TokenSource | None = None
         self._hub = EventHub()
-        self._stop_listening: list[Callable[[], None]] = []
         if on_event is not None:
             self._stop_listening.append(self._hub.listen(on_event))
         if wants_token:
@@ -138,9 +144,6 @@ class EntraRedis(redis.asyncio.Redis):
             if on_event is not None:
                 self._stop_listening.append(source.listen(on_event))
         check_connection_options(pool)
-        # Whether writes may be repeated is the user's word, redis-py's default does not count.
-        own = kwargs if connection_pool is None else pool.connection_kwargs
-        self._retry: Any = own.get("retry")
         self._plans: dict[Any, Plan] = {}
         if not self.single_connection_client:
             self._multiplexed = attached(pool)
@@ -170,7 +173,7 @@ class EntraRedis(redis.asyncio.Redis):
         """
         ours = {name: kwargs.pop(name) for name in _OWN_KEYWORDS if name in kwargs}
         if ours.get("token_source") is not None or ours.get("credential") is not None:
-            _refuse_other_sign_ins(kwargs)
+            check_alone(kwargs)
         retry = kwargs.get("retry")
         default_to_resp3(kwargs)
         client = cls(
@@ -181,6 +184,18 @@ class EntraRedis(redis.asyncio.Redis):
         client._retry = retry
         client.auto_close_connection_pool = auto_close_connection_pool is not False
         return client
+
+    @classmethod
+    def from_pool(cls, connection_pool: redis.asyncio.ConnectionPool, **kwargs: Any) -> Self:
+        """Make a client that owns ``connection_pool``, with the keywords of the class."""
+        client = cls(connection_pool=connection_pool, **kwargs)
+        client.auto_close_connection_pool = True
+        return client
+
+    def set_retry(self, retry: Any) -> None:
+        """Say whether and when commands are sent again, writes that may have run included."""
+        super().set_retry(retry)
+        self._retry = retry
 
     # -- commands --------------------------------------------------------------------------------
 
@@ -227,8 +242,7 @@ class EntraRedis(redis.asyncio.Redis):
             return self.execute_command("SET", name, value)
 
     def _make_plan(self, args: tuple[Any, ...]) -> Plan:
-        if self._closed:  # which took all plans away
-            raise ClosedError("this client has been closed; that is final, make a new one")
+        self._check_open()  # closing took all plans away
         name = args[0]
         words = command_words((name,))
         split: list[Any] = name.split() if isinstance(name, (str, bytes)) else [name]
@@ -327,10 +341,11 @@ class EntraRedis(redis.asyncio.Redis):
                         await asyncio.sleep(LOADING_DELAY)
                 else:
                     if delays is None:
-                        delays = [] if self._retry is None else retry_delays(self._retry)
-                    if not delays:
+                        delays = retry_delays(self._retry)
+                    delay = next(delays, None)
+                    if delay is None or now > deadline:
                         raise _maybe_executed(plan, words, failure)
-                    await asyncio.sleep(delays.pop(0))
+                    await asyncio.sleep(delay)
             session = await multiplexed.admit()
             try:
                 future = session.submit(words, NEVER_DECODE in options)
@@ -372,26 +387,54 @@ class EntraRedis(redis.asyncio.Redis):
         the same closing, and cancelling one does not stop it.
         """
         multiplexed = self._multiplexed
-        if multiplexed is None:  # `client()`: it gives back its connection, as in redis-py
-            await super().aclose(close_connection_pool)
-            return
         if self._closing is None:
-            multiplexed.check_loop()
-            self._closed = True
+            if multiplexed is not None:
+                multiplexed.check_loop()
+                self._closed = True
             self._plans.clear()
-            self._closing = asyncio.ensure_future(self._close(multiplexed, close_connection_pool))
+            self._closing = asyncio.ensure_future(self._close(close_connection_pool))
         await asyncio.shield(self._closing)
+        if multiplexed is None:  # `client()`: it may take a connection again, as in redis-py
+            self._closing = None
 
-    async def _close(
-        self, multiplexed: MultiplexedConnection, close_connection_pool: bool | None
-    ) -> None:
-        await multiplexed.let_go()
+    async def _close(self, close_connection_pool: bool | None) -> None:
+        if self._multiplexed is not None:
+            await self._multiplexed.let_go()
         await super().aclose(close_connection_pool)
+        self._stop_events()
+        if self._owned_source is not None:
+            await self._owned_source.aclose()
+
+    def _stop_events(self) -> None:
         for stop in self._stop_listening:
             stop()
         self._stop_listening.clear()
-        if self._owned_source is not None:
-            await self._owned_source.aclose()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("this client has been closed; that is final, make a new one")
+
+    # What takes a connection from the pool asks first: the pool itself would open a new one.
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:
+        """Queue commands to be sent together, as in redis-py; on a connection of the pool."""
+        self._check_open()
+        return super().pipeline(transaction, shard_hint)
+
+    def pubsub(self, **kwargs: Any) -> Any:
+        """Publish/subscribe as in redis-py, on a connection of its own."""
+        self._check_open()
+        return super().pubsub(**kwargs)
+
+    def monitor(self) -> Any:
+        """MONITOR as in redis-py, on a connection of its own."""
+        self._check_open()
+        return super().monitor()
+
+    def client(self) -> Any:
+        """A client on one connection of its own, for commands that change its state."""
+        self._check_open()
+        return super().client()
 
     def auth_status(self) -> list[ConnectionStatus]:
         """The ledger: for each connection its token's version and expiry, state and last AUTH."""
@@ -400,7 +443,7 @@ class EntraRedis(redis.asyncio.Redis):
     @property
     def token_source(self) -> TokenSource | None:
         """What this client signs in with, None if it does so in redis-py's own ways."""
-        return self._multiplexed.source if self._multiplexed is not None else None
+        return signs_in_with(self.connection_pool)
 
     async def is_cluster_node(self) -> bool:
         """Whether the server is a node of an OSS cluster.
@@ -414,6 +457,9 @@ class EntraRedis(redis.asyncio.Redis):
             session = await self._multiplexed.admit()
             try:
                 hello, slots = session.submit(("HELLO",)), session.submit(("CLUSTER", "SLOTS"))
+            except ConnectionLostError as exc:
+                nodes = exc
+                continue
             finally:
                 session.admitted()
             mode, nodes = await asyncio.gather(hello, slots, return_exceptions=True)
@@ -443,6 +489,7 @@ class EntraRedis(redis.asyncio.Redis):
 
     def __del__(self, *args: Any, _warn: Any = warnings.warn) -> None:
         multiplexed = getattr(self, "_multiplexed", None)
+        self._stop_events()
         if multiplexed is not None and not self._closed and multiplexed.abandon():
             _warn(f"unclosed client {self!r}", ResourceWarning, source=self)
         super().__del__(*args)
@@ -477,12 +524,3 @@ def _maybe_executed(
     )
     error.__cause__ = failure.__cause__
     return error
-
-
-def _refuse_other_sign_ins(kwargs: dict[str, Any]) -> None:
-    for name in ("password", "credential_provider"):
-        if kwargs.get(name) is not None:
-            raise ConfigurationError(
-                f"{name}= can't be combined with an Entra token source: the token is the password, "
-                "and its object ID the user name"
-            )

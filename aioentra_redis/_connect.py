@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from ._client import EntraRedis
 from ._cluster import EntraRedisCluster, no_cluster_client
 from ._events import EventCallback
-from ._options import check_host_for_plaintext, resolve_url
+from ._options import check_host_for_plaintext, check_seconds, check_sign_in, resolve_url
 from ._source import TokenSource
 from .errors import (
     ClusterModeError,
@@ -215,18 +215,17 @@ def connect(
     says which of DNS, TCP, TLS and AUTH failed. Cancelling it leaves nothing open.
     """
     resolved = resolve_url(url, os.environ)
-    if credential is not None and token_source is not None:
-        raise ConfigurationError("pass credential= or token_source=, not both")
+    check_sign_in(token_source, credential)
     if cluster not in (True, False, "auto"):
         raise ConfigurationError(f'cluster= is True, False or "auto", not {cluster!r}')
-    seconds: dict[str, Any] = {
-        "open_timeout": open_timeout,
-        "close_timeout": close_timeout,
-        "recovery_timeout": recovery_timeout,
-    }
-    for name, value in seconds.items():
-        if not isinstance(value, (int, float)) or not value > 0:
-            raise ConfigurationError(f"{name}= is a number of seconds above 0, not {value!r}")
+    check_seconds(
+        open_timeout=open_timeout, close_timeout=close_timeout, recovery_timeout=recovery_timeout
+    )
+    if redis_options.get("single_connection_client"):
+        raise ConfigurationError(
+            "connect() returns a client that shares one connection between all tasks; for a "
+            "connection of your own use `async with redis.client() as connection:` on it"
+        )
     parts = urlsplit(resolved)
     if parts.scheme == "redis":
         check_host_for_plaintext(

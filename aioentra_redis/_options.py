@@ -18,11 +18,13 @@ from .errors import ConfigurationError, InsecureConnectionError
 __all__ = [
     "AZURE_PORTS",
     "URL_VARIABLES",
+    "check_alone",
     "check_host_for_plaintext",
+    "check_seconds",
+    "check_sign_in",
     "check_tls",
     "is_loopback",
     "resolve_url",
-    "url_user_name",
 ]
 
 URL_VARIABLES = ("REDIS_URL", "AZURE_REDIS_HOST", "REDIS_HOST")
@@ -122,9 +124,27 @@ def default_port(host: str) -> int | None:
     return None
 
 
-def url_user_name(url: str) -> str | None:
-    """The user name in the URL, if there is one."""
-    return urlsplit(url).username or None
+def check_seconds(**values: Any) -> None:
+    """Refuse durations that are no number of seconds above 0."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ConfigurationError(f"{name}= is a number of seconds above 0, not {value!r}")
+
+
+def check_sign_in(token_source: Any, credential: Any) -> None:
+    """Refuse two ways to get a token at once."""
+    if token_source is not None and credential is not None:
+        raise ConfigurationError("pass token_source= or credential=, not both")
+
+
+def check_alone(options: Mapping[str, Any]) -> None:
+    """Refuse what signs in, too, next to a token source."""
+    for name in ("password", "credential_provider", "redis_connect_func"):
+        if options.get(name) is not None:
+            raise ConfigurationError(
+                f"{name}= can't be combined with an Entra token source: the token is the password, "
+                "its object ID the user name, and both are sent for you"
+            )
 
 
 def is_loopback(host: str) -> bool:

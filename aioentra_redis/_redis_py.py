@@ -17,10 +17,11 @@ import asyncio
 import contextlib
 import copy
 import functools
+import itertools
 import logging
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,8 @@ from redis.backoff import NoBackoff
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.credentials import CredentialProvider
 
-from ._options import check_tls, is_loopback
+from ._diagnosis import explain
+from ._options import check_alone, check_tls, is_loopback
 from ._schedule import reauth_deadline
 from .errors import ConfigurationError, ConnectTimeoutError, InsecureConnectionError
 
@@ -54,6 +56,7 @@ __all__ = [
     "attached",
     "check_connection_options",
     "command_options",
+    "default_to_no_retries",
     "default_to_resp3",
     "detach",
     "dial",
@@ -177,6 +180,31 @@ class _SignedIn:
         if plaintext and not sign_in.allow_plaintext:
             self._refuse_plaintext_to_others()
 
+    # Whoever asks for the connection gets an error for people, and one whose chain holds no frame
+    # of redis-py's sign-in, where the token is a local variable.
+
+    async def on_connect(self) -> None:
+        with self._explained():
+            await super().on_connect()  # type: ignore[misc]
+
+    async def on_connect_check_health(self, check_health: bool = True) -> None:
+        with self._explained():
+            await super().on_connect_check_health(check_health=check_health)  # type: ignore[misc]
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except redis_exceptions.RedisError as exc:
+            error = explain(
+                exc,
+                host=getattr(self, "host", getattr(self, "path", "the server")),
+                port=getattr(self, "port", 0),
+                tls=isinstance(self, SSLConnection),
+                token=self.credential_provider.token,
+            )
+            raise error from error.__cause__
+
     # A pool asks these two, the one from redis-py 8 on, the other before, when it hands out a
     # connection; on ConnectionError it has the connection connect anew, which signs in anew.
 
@@ -223,12 +251,17 @@ def sign_in_with(
 ) -> None:
     """Make every connection that ``pool`` opens from now on sign in with tokens of ``source``."""
     kwargs = pool.connection_kwargs
-    check_tls(kwargs, allow_insecure_tls=allow_insecure_tls)
-    if kwargs.pop("password", None) is not None:
+    present = kwargs.get("credential_provider")
+    if isinstance(present, SignIn) and present.source is source:
+        return  # another client of the same source shares the pool
+    if present is not None or attached(pool) is not None:
         raise ConfigurationError(
-            "a password (access key) and an Entra token source exclude each other: remove the "
-            "password from the URL or the keywords"
+            "the connections of this pool sign in in another way already, or a client without a "
+            "token source uses it: make another pool for this token source"
         )
+    check_alone(kwargs)
+    check_tls(kwargs, allow_insecure_tls=allow_insecure_tls)
+    kwargs.pop("password", None)
     kwargs["credential_provider"] = SignIn(
         source,
         tls=SharedTLS(allow_insecure=allow_insecure_tls),
@@ -301,6 +334,16 @@ def default_to_resp3(kwargs: dict[str, Any]) -> None:
         kwargs.setdefault("protocol", 3)
 
 
+def default_to_no_retries(kwargs: dict[str, Any]) -> None:
+    """Let no command be repeated unless the user said so.
+
+    redis-py's clients repeat any command, writes included, three times by default; its pools and
+    ``from_url()`` do not, and neither do we.
+    """
+    if kwargs.get("retry") is None:
+        kwargs["retry"] = Retry(NoBackoff(), 0)
+
+
 # -- commands ------------------------------------------------------------------------------------
 
 
@@ -335,11 +378,17 @@ def server_mode(hello: Any) -> str | None:
     return mode.decode() if isinstance(mode, bytes) else mode
 
 
-def retry_delays(retry: Any) -> list[float]:
-    """The waits, in seconds, between the attempts that a user's redis-py ``Retry`` allows."""
-    retry = Retry(retry._backoff, retry._retries)
-    retry._backoff.reset()
-    return [max(0.0, retry._backoff.compute(n)) for n in range(1, max(0, retry._retries) + 1)]
+def retry_delays(retry: Any) -> Iterator[float]:
+    """The waits, in seconds, between the attempts that a user's redis-py ``Retry`` allows.
+
+    None allows no attempt but the first, a negative number of retries any.
+    """
+    if retry is None:
+        return
+    backoff = copy.deepcopy(retry._backoff)  # it has a state: each command counts for itself
+    backoff.reset()
+    for number in range(1, retry._retries + 1) if retry._retries >= 0 else itertools.count(1):
+        yield max(0.0, backoff.compute(number))
 
 
 def _packer(connection: AbstractConnection) -> Callable[[tuple[Any, ...]], Packed]:
@@ -471,7 +520,7 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
         await connection.connect()
     except BaseException as exc:
         _drop(connection, opened)
-        if opened and isinstance(exc, redis_exceptions.TimeoutError):
+        if opened and isinstance(exc, redis_exceptions.TimeoutError):  # with our own, too
             host, port, _ = pool_endpoint(pool)
             raise ConnectTimeoutError(
                 f"{connection._host_error()} was reached but did not answer the sign-in within "

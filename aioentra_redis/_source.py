@@ -13,9 +13,9 @@ import contextlib
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ._acquirer import Acquirer, Recipe
 from ._broadcast import Subscription
@@ -73,9 +73,14 @@ class TokenSource(Constructors):
         _clock: Callable[[], float] = time.time,
     ) -> None:
         recipe = credential if isinstance(credential, Recipe) else credential_object(credential)
-        self._scopes = (scopes,) if isinstance(scopes, str) else tuple(scopes)
-        if not self._scopes or not all(self._scopes):
+        several: Any = (scopes,) if isinstance(scopes, str) else scopes
+        if (
+            not isinstance(several, Sequence)
+            or not several
+            or not all(isinstance(each, str) and each for each in several)
+        ):
             raise ConfigurationError(f"scopes should be one string or several, not {scopes!r}")
+        self._scopes = tuple(several)
         self.refresh_config: TokenRefreshConfig = (
             refresh if refresh is not None else TokenRefreshConfig()
         )

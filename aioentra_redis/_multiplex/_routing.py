@@ -186,13 +186,15 @@ def route(args: Sequence[Any], *, with_tokens: bool = False) -> Route:
     words = command_words(args)
     if words.partition(" ")[0] in BLOCKING_WITH_BLOCK:
         arguments = (*_text(args[0]).split()[1:], *args[1:])
+        if arguments and _text(arguments[0]).upper() == "GROUP":
+            arguments = arguments[3:]  # a group or consumer may be called "STREAMS"
         return Route.DEDICATED if _has_block(arguments) else Route.SHARED
     return static_route(words, with_tokens=with_tokens) or Route.SHARED
 
 
 def _has_block(arguments: Sequence[Any]) -> bool:
     for argument in arguments:
-        word = _text(argument).upper() if isinstance(argument, (str, bytes)) else ""
+        word = _text(argument).upper()
         if word == "BLOCK":
             return True
         if word == "STREAMS":  # what follows are keys, one of which may be called "BLOCK"

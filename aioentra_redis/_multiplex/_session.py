@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from .._lifecycle import Home
+from .._redaction import without_tracebacks
 from ..errors import CommandTimeoutError, ConnectionLostError
 from ._engine import Engine, Packed, ProtocolViolation
 from ._reauth import AUTH_TIMEOUT, Ledger
@@ -298,7 +299,7 @@ class Session(asyncio.Protocol):
             # uvloop raises where asyncio says nothing: the socket is closed. How much was written
             # is not known, so the replies have no known owners any more.
             cause = ConnectionLostError(f"writing to {self.host} failed: {exc}")
-            cause.__cause__ = exc
+            cause.__cause__ = without_tracebacks(exc)  # AUTH may be among what was written
             self._end(cause)
 
     def _peer_has_closed(self) -> bool:

@@ -6,10 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+import redis.asyncio
 from redis import exceptions as redis_exceptions
 from redis.asyncio.retry import Retry
-from redis.backoff import ConstantBackoff
+from redis.backoff import ConstantBackoff, NoBackoff
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
+from redis.credentials import UsernamePasswordCredentialProvider
 from support.scripted_peer import CUT, HANG, OK, Peer, bulk
 from support.token_fakes import Clock, Credential, source_of
 
@@ -427,13 +429,85 @@ async def test_what_is_ours_is_closed_and_what_is_not_is_not(place: Place):
     ("options", "text"),
     [
         ({"token_source": object(), "credential": object()}, "not both"),
-        ({"token_source": object(), "password": "p"}, "password="),
+        ({"credential": object(), "password": "p"}, "password="),
+        ({"credential": object(), "redis_connect_func": print}, "redis_connect_func="),
+        ({"token_source": "nonsense"}, "token_source= is a TokenSource"),
+        ({"recovery_timeout": -1}, "recovery_timeout="),
+        ({"close_timeout": "x"}, "close_timeout="),
         ({"credential": object(), "credential_provider": object()}, "credential_provider="),
     ],
 )
 def test_contradictory_options(options: dict[str, Any], text: str):
     with pytest.raises(ConfigurationError, match=text):
         EntraRedis(host="localhost", **options)
+
+
+def pool_of(*, host: str = "localhost", **options: Any) -> redis.asyncio.ConnectionPool:
+    return redis.asyncio.ConnectionPool(host=host, **options)
+
+
+def test_one_pool_signs_in_with_one_source():
+    clock, pool = Clock(), pool_of()
+    source = source_of(Credential(clock), clock)
+    first = EntraRedis(connection_pool=pool, token_source=source)
+    second = EntraRedis(connection_pool=pool, token_source=source)
+    assert first._multiplexed is second._multiplexed
+    other = source_of(Credential(clock), clock)
+    with pytest.raises(ConfigurationError, match="sign in in another way already"):
+        EntraRedis(connection_pool=pool, token_source=other)
+    assert first.token_source is second.token_source is source
+
+
+@pytest.mark.parametrize("used_by", ["a plain client", "another provider"])
+def test_a_pool_that_signs_in_otherwise_is_left_as_it_is(used_by: str):
+    provider = UsernamePasswordCredentialProvider("u", "p")
+    pool = pool_of(credential_provider=provider if used_by == "another provider" else None)
+    plain = EntraRedis(connection_pool=pool) if used_by == "a plain client" else None
+    before = dict(pool.connection_kwargs), pool.connection_class
+    with pytest.raises(ConfigurationError, match="make another pool"):
+        EntraRedis(connection_pool=pool, credential=Credential(Clock()))
+    assert (dict(pool.connection_kwargs), pool.connection_class) == before
+    assert plain is None or plain.token_source is None
+
+
+def test_from_pool_takes_our_keywords_and_the_pool():
+    client = EntraRedis.from_pool(pool_of(), credential=Credential(Clock()))
+    assert client.token_source is not None
+    assert client.auto_close_connection_pool
+
+
+async def test_a_closed_client_takes_no_connection_from_the_pool(place: Place):
+    client = place.client()
+    await client.ping()
+    await client.aclose()
+    for take in (client.pipeline, client.pubsub, client.monitor, client.client):
+        with pytest.raises(ClosedError, match="final"):
+            take()
+    assert place.dials == 1
+
+
+async def test_a_client_on_one_connection_closes_its_source_too(place: Place):
+    clock = Clock()
+    client = EntraRedis(credential=Credential(clock), single_connection_client=True)
+    source = client.token_source
+    assert source is not None
+    await source.get()
+    await client.aclose()
+    assert source.state is TokenState.CLOSED
+
+
+async def test_set_retry_is_the_users_word(place: Place):
+    place.peer.script["INCR"] = [CUT, b":1\r\n"]
+    client = place.client()
+    client.set_retry(Retry(NoBackoff(), 1))
+    assert await client.incr("n") == 1
+
+
+def test_nothing_is_repeated_by_default_on_the_pool_either():
+    assert EntraRedis(host="localhost").connection_pool.connection_kwargs["retry"]._retries == 0
+    mine = Retry(NoBackoff(), 2)
+    pool = EntraRedis(host="localhost", retry=mine).connection_pool
+    assert pool.connection_kwargs["retry"]._retries == 2
 
 
 def test_a_token_does_not_travel_in_clear():

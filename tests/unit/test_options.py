@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from aioentra_redis._options import (
+    check_alone,
     check_host_for_plaintext,
+    check_seconds,
     check_tls,
     default_port,
     is_loopback,
     resolve_url,
-    url_user_name,
 )
 from aioentra_redis.errors import ConfigurationError, InsecureConnectionError
 
@@ -90,9 +91,17 @@ def test_urls_that_are_refused(url: str | None, environ: dict[str, str], says: l
     assert "s3cret" not in str(caught.value)
 
 
-def test_the_user_name_in_a_url():
-    assert url_user_name("rediss://me@h:1") == "me"
-    assert url_user_name("rediss://h:1") is None
+@pytest.mark.parametrize("value", [0, -1, float("nan"), "x", None, True])
+def test_seconds_are_positive_numbers(value: object):
+    with pytest.raises(ConfigurationError, match="recovery_timeout= is a number"):
+        check_seconds(close_timeout=1.5, recovery_timeout=value)
+
+
+@pytest.mark.parametrize("name", ["password", "credential_provider", "redis_connect_func"])
+def test_a_token_source_signs_in_alone(name: str):
+    check_alone({name: None})
+    with pytest.raises(ConfigurationError, match=f"{name}= can't be combined"):
+        check_alone({name: "x"})
 
 
 @pytest.mark.parametrize(
