@@ -174,6 +174,8 @@ async def _at_work(
         errors["auth by hand"] = await error_of(redis.execute_command("AUTH", "someone", "word"))
         await emulator.refuse_auth()
         errors["refused AUTH"] = (await witness.first(ReauthenticationFailed)).error
+        await redis.connection_pool.disconnect()
+        errors["refused pipeline"] = await error_of(redis.pipeline().get("text").execute())
         await emulator.heal()
         await emulator.next_tokens(oid="0e11a500-0000-4000-8000-00000000beef")
         errors["other identity"] = (await witness.first(RefreshFailed)).error
