@@ -13,7 +13,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import redis.asyncio
 from redis import exceptions as redis_exceptions
@@ -23,12 +23,11 @@ from ._multiplex._connection import MultiplexedConnection
 from ._multiplex._routing import (
     Route,
     command_words,
-    is_read_only,
     remedy,
     route,
-    static_route,
 )
 from ._options import check_alone, check_host_for_plaintext, check_seconds, check_sign_in
+from ._plans import Plan, maybe_executed, plan_for
 from ._redis_py import (
     EMPTY_RESPONSE,
     NEVER_DECODE,
@@ -53,7 +52,6 @@ from .errors import (
     CommandRefusedError,
     ConfigurationError,
     ConnectionLostError,
-    MaybeExecutedError,
 )
 
 __all__ = ["EntraRedis"]
@@ -63,17 +61,6 @@ MAX_PLANS: Final = 4096
 
 LOADING_DELAY: Final = 0.1
 """Seconds until a command is tried again that a server refused because it is loading its data."""
-
-
-class Plan(NamedTuple):
-    """What is known of a command from its name alone, worked out once."""
-
-    shared: bool
-    """It goes on the shared connection, whatever its arguments."""
-    words: tuple[str, ...] | None
-    """The name as separate words, where it holds a space: ``("CONFIG", "GET")``."""
-    callback: Callable[..., Any] | None
-    read_only: bool
 
 
 class EntraRedis(redis.asyncio.Redis):
@@ -243,19 +230,14 @@ class EntraRedis(redis.asyncio.Redis):
 
     def _make_plan(self, args: tuple[Any, ...]) -> Plan:
         self._check_open()  # closing took all plans away
-        name = args[0]
-        words = command_words((name,))
-        split: list[Any] = name.split() if isinstance(name, (str, bytes)) else [name]
-        with_tokens = self.token_source is not None
-        plan = Plan(
-            shared=self._multiplexed is not None
-            and static_route(words, with_tokens=with_tokens) is Route.SHARED,
-            words=tuple(split) if len(split) > 1 else None,
-            callback=self.response_callbacks.get(name),
-            read_only=is_read_only(words),
+        plan = plan_for(
+            args[0],
+            may_share=self._multiplexed is not None,
+            with_tokens=self.token_source is not None,
+            callbacks=self.response_callbacks,
         )
         if len(self._plans) < MAX_PLANS:
-            self._plans[name] = plan
+            self._plans[args[0]] = plan
         return plan
 
     def set_response_callback(self, command: str, callback: Any) -> None:
@@ -344,7 +326,7 @@ class EntraRedis(redis.asyncio.Redis):
                         delays = retry_delays(self._retry)
                     delay = next(delays, None)
                     if delay is None or now > deadline:
-                        raise _maybe_executed(plan, words, failure)
+                        raise maybe_executed(words, failure)
                     await asyncio.sleep(delay)
             session = await multiplexed.admit()
             try:
@@ -511,16 +493,3 @@ _FINAL = frozenset((bytes, str, int, float, bool, list, dict, set, tuple, type(N
 async def _awaited(reply: Any) -> Any:
     """A response callback's result; redis-py lets callbacks return awaitables."""
     return await reply if inspect.isawaitable(reply) else reply
-
-
-def _maybe_executed(
-    plan: Plan, words: tuple[Any, ...], failure: redis_exceptions.RedisError
-) -> MaybeExecutedError:
-    name = command_words(words)
-    error = MaybeExecutedError(
-        f"{name} had been sent when the connection ended, so it may or may not have been "
-        f"executed ({failure}). It was not repeated: look before you do so, or pass retry= to let "
-        "writes be sent again"
-    )
-    error.__cause__ = failure.__cause__
-    return error

@@ -27,7 +27,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "_redis_py",
         "_multiplex._reauth _multiplex._session",
         "_multiplex",
-        "_client _dedicated _pipeline _pubsub",
+        "_client _dedicated _pipeline _plans _pubsub",
         "_cluster _adapters",
         "_connect",
         "fastapi cli",
