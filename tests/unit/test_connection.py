@@ -690,3 +690,19 @@ async def test_a_sign_in_that_hangs_is_cut_off_when_cancelled():
             await starting
         await settle(peer)
         assert peer.open == []
+
+
+@virtual_time
+async def test_a_reauthentication_task_that_fails_says_so(world, monkeypatch, caplog):
+    def broken(held: Token, now: float) -> float:
+        raise ZeroDivisionError("a defect of ours")
+
+    source = Source()
+    it = world(source)
+    assert await it.command("ECHO", "a") == b"a"
+    monkeypatch.setattr(_reauth, "reauth_delay", broken)
+    source.publish(2)
+    await asyncio.sleep(1)
+    assert "aioentra_redis-reauth-" in caplog.text
+    assert "ZeroDivisionError('a defect of ours')" in caplog.text
+    assert await it.command("ECHO", "b") == b"b", "commands go on"
