@@ -470,8 +470,10 @@ class EntraRedis(redis.asyncio.Redis):
         )
 
     def __del__(self, *args: Any, _warn: Any = warnings.warn) -> None:
-        multiplexed = getattr(self, "_multiplexed", None)
+        if not hasattr(self, "_stop_listening"):
+            return  # a call with wrong arguments: __init__ never ran
         self._stop_events()
+        multiplexed = self._multiplexed
         if multiplexed is not None and not self._closed and multiplexed.abandon():
             _warn(f"unclosed client {self!r}", ResourceWarning, source=self)
         super().__del__(*args)

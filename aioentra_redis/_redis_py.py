@@ -37,6 +37,7 @@ from redis.credentials import CredentialProvider
 
 from ._diagnosis import explain
 from ._options import check_alone, check_tls, is_loopback
+from ._redaction import without_tracebacks
 from ._schedule import reauth_deadline
 from .errors import ConfigurationError, ConnectTimeoutError, InsecureConnectionError
 
@@ -195,6 +196,8 @@ class _SignedIn:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except redis_exceptions.TimeoutError as exc:
+            raise _no_answer(self) from without_tracebacks(exc)
         except redis_exceptions.RedisError as exc:
             error = explain(
                 exc,
@@ -520,16 +523,12 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
         await connection.connect()
     except BaseException as exc:
         _drop(connection, opened)
-        if opened and isinstance(exc, redis_exceptions.TimeoutError):  # with our own, too
-            host, port, _ = pool_endpoint(pool)
-            raise ConnectTimeoutError(
-                f"{connection._host_error()} was reached but did not answer the sign-in within "
-                f"{connection.socket_timeout:g} s: it takes long to validate the token, or it is "
-                "no Redis",
-                stage="auth",
-                host=host,
-                port=port,
-            ) from exc
+        if (
+            opened
+            and isinstance(exc, redis_exceptions.TimeoutError)
+            and not isinstance(exc, ConnectTimeoutError)
+        ):
+            raise _no_answer(connection) from exc
         raise
     finally:
         del connection._connect
@@ -576,6 +575,17 @@ def _keep_what_opens(connection: Any) -> list[asyncio.StreamWriter]:
 
     connection._connect = connect
     return opened
+
+
+def _no_answer(connection: Any) -> ConnectTimeoutError:
+    """The error for a server that was reached and leaves a command of the handshake unanswered."""
+    return ConnectTimeoutError(
+        f"{connection._host_error()} was reached but did not answer the sign-in within "
+        f"{connection.socket_timeout:g} s: it takes long to validate the token, or it is no Redis",
+        stage="auth",
+        host=getattr(connection, "host", getattr(connection, "path", None)),
+        port=getattr(connection, "port", None),
+    )
 
 
 def _drop(connection: Any, opened: list[asyncio.StreamWriter]) -> None:

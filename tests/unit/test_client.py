@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
@@ -441,6 +442,12 @@ async def test_what_is_ours_is_closed_and_what_is_not_is_not(place: Place):
 def test_contradictory_options(options: dict[str, Any], text: str):
     with pytest.raises(ConfigurationError, match=text):
         EntraRedis(host="localhost", **options)
+
+
+def test_wrong_arguments_are_one_error_not_two():
+    with pytest.raises(TypeError, match="positional argument"):
+        EntraRedis("localhost")  # type: ignore[misc]
+    gc.collect()  # an exception in __del__ would fail this test
 
 
 def pool_of(*, host: str = "localhost", **options: Any) -> redis.asyncio.ConnectionPool:
