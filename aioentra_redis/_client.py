@@ -27,7 +27,8 @@ from ._multiplex._routing import (
     route,
 )
 from ._options import check_alone, check_host_for_plaintext, check_seconds, check_sign_in
-from ._plans import Plan, maybe_executed, plan_for
+from ._plans import Plan, plan_for
+from ._recovery import answered, is_to_recover_from
 from ._redis_py import (
     EMPTY_RESPONSE,
     NEVER_DECODE,
@@ -39,7 +40,6 @@ from ._redis_py import (
     default_to_resp3,
     pool_endpoint,
     pool_from_url,
-    retry_delays,
     run_last_command,
     server_mode,
     sign_in_with,
@@ -58,9 +58,6 @@ __all__ = ["EntraRedis"]
 
 MAX_PLANS: Final = 4096
 """Command names that plans are kept for; a program that makes up names must not fill memory."""
-
-LOADING_DELAY: Final = 0.1
-"""Seconds until a command is tried again that a server refused because it is loading its data."""
 
 
 class EntraRedis(redis.asyncio.Redis):
@@ -289,7 +286,7 @@ class EntraRedis(redis.asyncio.Redis):
                     f"({exc}): connect with cluster=True"
                 ) from exc
             raise exc
-        if isinstance(exc, (ConnectionLostError, redis_exceptions.BusyLoadingError)):
+        if is_to_recover_from(exc):
             return await self._submit_again(exc, plan, args, options)
         raise exc
 
@@ -300,55 +297,23 @@ class EntraRedis(redis.asyncio.Redis):
         args: tuple[Any, ...],
         options: dict[str, Any],
     ) -> Any:
-        """Submit once there is a session with room, and again as long as that repeats nothing.
-
-        A command whose bytes were never written, one that is read-only, and one that the server
-        refused because it is loading its data are safe to send again. For others the user's own
-        ``retry=`` decides; without one a write that may have run fails and says so.
-        """
-        multiplexed = self._multiplexed
-        assert multiplexed is not None
+        """Submit once there is a session with room, and again as long as that repeats nothing."""
         words = args if plan.words is None else plan.words + args[1:]
-        delays = None
-        deadline = 0.0
-        while True:
-            if failure is not None:
-                now = asyncio.get_running_loop().time()
-                deadline = deadline or now + multiplexed.recovery_timeout
-                loading = isinstance(failure, redis_exceptions.BusyLoadingError)
-                if loading or plan.read_only or not getattr(failure, "written", False):
-                    if now > deadline:
-                        raise failure
-                    if loading:
-                        await asyncio.sleep(LOADING_DELAY)
-                else:
-                    if delays is None:
-                        delays = retry_delays(self._retry)
-                    delay = next(delays, None)
-                    if delay is None or now > deadline:
-                        raise maybe_executed(words, failure)
-                    await asyncio.sleep(delay)
-            session = await multiplexed.admit()
-            try:
-                future = session.submit(words, NEVER_DECODE in options)
-            except ConnectionLostError as exc:
-                failure = exc
-                continue
-            finally:
-                session.admitted()
-            try:
-                reply = await future
-            except asyncio.CancelledError:
-                session.withdraw(future)
-                raise
-            except (ConnectionLostError, redis_exceptions.BusyLoadingError) as exc:
-                failure = exc
-                continue
-            except redis_exceptions.ResponseError as exc:
-                return await self._after_error(exc, plan, args, options)
-            if plan.callback is None:
-                return reply
-            return await _awaited(plan.callback(reply, **command_options(options)))
+        raw = NEVER_DECODE in options
+        try:
+            reply = await answered(
+                self._multiplexed,  # type: ignore[arg-type]
+                lambda session: session.submit(words, raw),
+                name=lambda: command_words(words),
+                repeatable=plan.read_only,
+                retry=self._retry,
+                failure=failure,
+            )
+        except redis_exceptions.ResponseError as exc:
+            return await self._after_error(exc, plan, args, options)
+        if plan.callback is None:
+            return reply
+        return await _awaited(plan.callback(reply, **command_options(options)))
 
     # -- life ------------------------------------------------------------------------------------
 

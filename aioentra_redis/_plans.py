@@ -1,16 +1,13 @@
-"""What is known of a command before it is sent, and what is said of one that was lost."""
+"""What is known of a command before it is sent."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from redis import exceptions as redis_exceptions
-
 from ._multiplex._routing import Route, command_words, is_read_only, static_route
-from .errors import MaybeExecutedError
 
-__all__ = ["Plan", "maybe_executed", "plan_for"]
+__all__ = ["Plan", "plan_for"]
 
 
 class Plan(NamedTuple):
@@ -40,16 +37,3 @@ def plan_for(
         callback=callbacks.get(name),
         read_only=is_read_only(words),
     )
-
-
-def maybe_executed(
-    words: tuple[Any, ...], failure: redis_exceptions.RedisError
-) -> MaybeExecutedError:
-    """The error for a write whose bytes were sent and whose reply was lost in ``failure``."""
-    error = MaybeExecutedError(
-        f"{command_words(words)} had been sent when the connection ended, so it may or may not "
-        f"have been executed ({failure}). It was not repeated: look before you do so, or pass "
-        "retry= to let writes be sent again"
-    )
-    error.__cause__ = failure.__cause__
-    return error

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .._source import TokenSource
     from .._token import Token
 
-__all__ = ["TRANSITIONS", "Ledger", "Reauthenticator"]
+__all__ = ["TRANSITIONS", "Ledger", "Reauthenticator", "Rotation"]
 
 logger = logging.getLogger("aioentra_redis.reauth")
 
@@ -64,7 +64,12 @@ between these bounds. It costs the identity provider nothing."""
 
 TRANSITIONS: Final[dict[ConnectionState, frozenset[ConnectionState]]] = {
     ConnectionState.AUTHENTICATED: frozenset(
-        {ConnectionState.REAUTHENTICATING, ConnectionState.DRAINING, ConnectionState.CLOSED}
+        {
+            ConnectionState.REAUTHENTICATING,
+            ConnectionState.STALE,  # it takes no AUTH, and no replacement could be had
+            ConnectionState.DRAINING,
+            ConnectionState.CLOSED,
+        }
     ),
     ConnectionState.REAUTHENTICATING: frozenset(
         {
@@ -198,6 +203,10 @@ class Reauthenticator:
 
     It starts after the version that the handshake used, so that no AUTH follows a connect. It ends
     with the connection, when a replacement has taken over, or when the source is closed.
+
+    ``only`` fixes the way for connections that have no choice: in place where there is an owner
+    whom no other connection serves, make-before-break where the server takes no AUTH (RESP2
+    subscribers). ``replace`` may be None where it is in place.
     """
 
     def __init__(
@@ -205,15 +214,17 @@ class Reauthenticator:
         connection: AuthenticatedConnection,
         source: TokenSource,
         *,
-        replace: Replacer,
+        replace: Replacer | None,
         hub: EventHub,
+        only: Rotation | None = None,
     ) -> None:
         token = connection.ledger.token
         self._connection = connection
         self._ledger = connection.ledger
         self._source = source
         self._subscription: Subscription = source.subscribe(after=token.version if token else None)
-        self._replace = replace
+        self._replace: Any = replace
+        self._only = only if replace is not None else Rotation.IN_PLACE
         self._hub = hub
         self._probe = Probe()
         self._newest_auth: asyncio.Future[Any] | None = None
@@ -257,10 +268,14 @@ class Reauthenticator:
         token = self._source.current  # the newest by now
         if token is None or token.version <= held.version or self._ended:
             return
-        if rotation_for(self._ledger.last_auth_latency) is Rotation.MAKE_BEFORE_BREAK:
+        way = self._only or rotation_for(self._ledger.last_auth_latency)
+        if way is Rotation.MAKE_BEFORE_BREAK:
             if await self._make_before_break(held):
                 return
             token = self._source.current or token
+            if self._only is way and not self._ended:
+                self._failed(token, ConnectionLostError("no replacement could be had in time"))
+                return
         if not self._ended:
             await self._in_place(token)
 
@@ -303,6 +318,11 @@ class Reauthenticator:
         await asyncio.wait({answer}, timeout=UNANSWERED_AUTH)
         if answer.done() or self._ended:
             return
+        if self._only is Rotation.IN_PLACE:
+            await asyncio.wait({answer}, timeout=AUTH_TIMEOUT - UNANSWERED_AUTH)
+            if not (answer.done() or self._ended):
+                self._failed(token, _unanswered())
+            return
         replacement = loop.create_task(
             self._replace(self._connection, "an AUTH had no answer after 1 s")
         )
@@ -318,7 +338,7 @@ class Reauthenticator:
         finally:
             await _give_up(replacement)
         if not (answer.done() or self._ended):
-            self._failed(token, TimeoutError(f"AUTH had no answer after {AUTH_TIMEOUT:g} s"))
+            self._failed(token, _unanswered())
 
     def _answered(self, answer: asyncio.Future[Any], token: Token, latency: float) -> None:
         """Learn the outcome of an AUTH, in time or late."""
@@ -354,6 +374,10 @@ class Reauthenticator:
             self._hub.emit(
                 ReauthenticationFailed(connection.name, connection.host, token.version, error)
             )
+
+
+def _unanswered() -> TimeoutError:
+    return TimeoutError(f"AUTH had no answer after {AUTH_TIMEOUT:g} s")
 
 
 async def _give_up(task: asyncio.Task[None]) -> None:

@@ -20,7 +20,7 @@ from aioentra_redis import EntraRedis, TokenState
 from aioentra_redis._client import MAX_PLANS
 from aioentra_redis._multiplex import _connection
 from aioentra_redis._multiplex._session import FEW, HIGH_WATER
-from aioentra_redis._redis_py import _packer
+from aioentra_redis._redis_py import packer
 from aioentra_redis.errors import (
     ClosedError,
     ClusterModeError,
@@ -55,7 +55,7 @@ class Place:
         self.dials += 1
         await asyncio.sleep(0)
         connection = pool.connection_class(**pool.connection_kwargs)
-        dialed = self.peer.dialed(pack=_packer(connection), encoding=self.encoding)
+        dialed = self.peer.dialed(pack=packer(connection), encoding=self.encoding)
         self.on_dial(dialed)
         return dialed
 

@@ -169,12 +169,13 @@ class Stage:
             self.cancelled_replacements += 1
             raise
 
-    def start(self) -> None:
+    def start(self, only: Rotation | None = None) -> None:
         reauthenticator = Reauthenticator(
             self.connection,
             self.source,
             replace=self._replace,
             hub=self.hub,  # type: ignore[arg-type]
+            only=only,
         )
         self.task = asyncio.get_running_loop().create_task(reauthenticator.run())
 
@@ -211,6 +212,7 @@ async def stage(monkeypatch):
 
 ALLOWED = {
     (S.AUTHENTICATED, S.REAUTHENTICATING),
+    (S.AUTHENTICATED, S.STALE),
     (S.AUTHENTICATED, S.DRAINING),
     (S.AUTHENTICATED, S.CLOSED),
     (S.REAUTHENTICATING, S.AUTHENTICATED),
@@ -644,3 +646,62 @@ async def test_no_event_and_no_log_shows_the_token(stage: Stage, caplog):
     await asyncio.sleep(2)
     assert "secret-2" not in caplog.text + repr(stage.events)
     assert "AUTH with token version 2 failed, going on with the former token" in caplog.text
+
+
+# ------------------------------------------------------------------------------------ one way
+
+
+@pytest.fixture
+async def committed(monkeypatch):
+    """A stage whose connection has one way only: ``committed(way, latency)``."""
+    monkeypatch.setattr(_reauth, "reauth_delay", lambda held, now: 0.0)
+    made: list[Stage] = []
+
+    def start(only: Rotation, latency: float) -> Stage:
+        made.append(Stage(latency))
+        made[-1].start(only)
+        return made[-1]
+
+    yield start
+    for each in made:
+        await each.stop()
+
+
+async def test_where_it_must_be_in_place_slowness_changes_nothing(committed):
+    slow = committed(Rotation.IN_PLACE, 5.0)
+    slow.connection.answer = after(12.0)
+    slow.publish(2, life=60.0)
+    await asyncio.sleep(12.5)
+    assert slow.replacements == []
+    assert slow.ledger.state is S.AUTHENTICATED
+    assert slow.ledger.token.version == 2
+
+
+async def test_where_it_must_be_in_place_silence_leaves_it_stale(committed):
+    silent = committed(Rotation.IN_PLACE, 0.0)
+    silent.publish(2, life=60.0)
+    await asyncio.sleep(14.9)
+    assert silent.ledger.state is S.REAUTHENTICATING
+    await asyncio.sleep(0.2)
+    assert silent.ledger.state is S.STALE
+    assert silent.replacements == []
+
+
+async def test_where_no_auth_is_taken_a_replacement_comes(committed):
+    subscriber = committed(Rotation.MAKE_BEFORE_BREAK, 0.0)
+    subscriber.replacing = subscriber.takes(0.1)
+    subscriber.publish(2)
+    await asyncio.sleep(0.2)
+    assert subscriber.ledger.state is S.DRAINING
+    assert subscriber.connection.auths == []
+
+
+async def test_where_no_auth_is_taken_and_no_replacement_comes_it_is_tried_again(committed):
+    subscriber = committed(Rotation.MAKE_BEFORE_BREAK, 0.0)
+    subscriber.publish(2, life=60.0)
+    await asyncio.sleep(30.0)
+    assert subscriber.ledger.state is S.STALE
+    assert subscriber.connection.auths == []
+    subscriber.replacing = subscriber.takes(0.1)
+    await asyncio.sleep(30.0)
+    assert subscriber.ledger.state is S.DRAINING

@@ -17,7 +17,7 @@ from support.token_fakes import EPOCH
 
 from aioentra_redis._events import ConnectionState
 from aioentra_redis._multiplex._session import FEW, HIGH_WATER, JOIN_LIMIT, Session
-from aioentra_redis._redis_py import _packer
+from aioentra_redis._redis_py import packer
 from aioentra_redis._token import Token
 from aioentra_redis.errors import CommandTimeoutError, ConnectionLostError, WrongLoopError
 
@@ -159,7 +159,7 @@ async def test_a_write_that_fails_ends_the_session(open_session: Open, owner: Ow
 def test_odd_memoryviews_are_announced_by_their_bytes(odd: memoryview):
     import redis.asyncio.connection as redis_py
 
-    packed = _packer(redis_py.Connection())(("SET", "k", odd))
+    packed = packer(redis_py.Connection())(("SET", "k", odd))
     assert b"".join(packed) == pack("SET", "k", bytes(odd))
 
 

@@ -1,0 +1,95 @@
+"""What becomes of commands whose connection was lost, or whose server is not ready.
+
+Sent again without asking: what was never written, what only reads, and what a server refused
+because it is loading its data. For a write that may have run the user's own ``retry=`` decides;
+without one it fails and says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+
+from redis import exceptions as redis_exceptions
+
+from ._multiplex._connection import MultiplexedConnection
+from ._multiplex._session import Session
+from ._redis_py import retry_delays
+from .errors import ConnectionLostError, MaybeExecutedError
+
+__all__ = ["answered", "is_to_recover_from"]
+
+LOADING_DELAY: Final = 0.1
+"""Seconds until a command is tried again that a server refused because it is loading its data."""
+
+
+def is_to_recover_from(error: BaseException) -> bool:
+    """Whether ``answered`` has an answer to that error."""
+    return isinstance(error, (ConnectionLostError, redis_exceptions.BusyLoadingError))
+
+
+async def answered(
+    multiplexed: MultiplexedConnection,
+    submit: Callable[[Session], asyncio.Future[Any]],
+    *,
+    name: Callable[[], str],
+    repeatable: bool,
+    retry: Any,
+    failure: redis_exceptions.RedisError | None = None,
+) -> Any:
+    """Submit once there is a session with room, again where that repeats nothing; the reply.
+
+    ``submit`` queues the same thing each time it is called, ``name`` says what it is, for errors;
+    ``repeatable`` is True for what changes nothing; ``retry`` is the user's redis-py ``Retry`` or
+    None; ``failure`` how a first attempt has ended that was made elsewhere. Attempts end
+    ``recovery_timeout`` after the first failure.
+
+    Raises what ``admit`` and the reply raise, ``MaybeExecutedError`` for a write that may have
+    run. Cancelling it takes back what was not written; the rest may still run.
+    """
+    delays = None
+    deadline = 0.0
+    while True:
+        if failure is not None:
+            now = asyncio.get_running_loop().time()
+            deadline = deadline or now + multiplexed.recovery_timeout
+            loading = isinstance(failure, redis_exceptions.BusyLoadingError)
+            if loading or repeatable or not getattr(failure, "written", False):
+                if now > deadline:
+                    raise failure
+                if loading:
+                    await asyncio.sleep(LOADING_DELAY)
+            else:
+                if delays is None:
+                    delays = retry_delays(retry)
+                delay = next(delays, None)
+                if delay is None or now > deadline:
+                    raise maybe_executed(name(), failure)
+                await asyncio.sleep(delay)
+        session = await multiplexed.admit()
+        try:
+            future = submit(session)
+        except ConnectionLostError as exc:
+            failure = exc
+            continue
+        finally:
+            session.admitted()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            session.withdraw(future)
+            raise
+        except (ConnectionLostError, redis_exceptions.BusyLoadingError) as exc:
+            failure = exc
+
+
+def maybe_executed(name: str, failure: redis_exceptions.RedisError) -> MaybeExecutedError:
+    """The error for a write whose bytes were sent and whose reply was lost in ``failure``."""
+    error = MaybeExecutedError(
+        f"{name} had been sent when the connection ended, so it may or may not "
+        f"have been executed ({failure}). It was not repeated: look before you do so, or pass "
+        "retry= to let writes be sent again"
+    )
+    error.__cause__ = failure.__cause__
+    return error

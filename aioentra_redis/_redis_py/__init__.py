@@ -1,0 +1,57 @@
+"""Everything that we know of redis-py's insides; no other module touches them.
+
+Three things are borrowed from redis-py: its connection classes perform the handshake (TCP, TLS,
+HELLO, AUTH, SELECT, names), its parser turns error replies into its exceptions, and its encoder
+packs what hiredis' packer does not take. What is added is a hand-over: once a connection is
+authenticated, its socket is given to a protocol of ours (``Dialed.adopt``).
+
+A new redis-py version is this folder's problem: ``_sign_in`` gives connections their tokens,
+``_pools`` knows the pools, ``_commands`` the command layer, ``_handover`` the sockets.
+"""
+
+from ._commands import (
+    EMPTY_RESPONSE,
+    NEVER_DECODE,
+    command_options,
+    packer,
+    retry_delays,
+    run_last_command,
+    server_mode,
+)
+from ._handover import Dialed, dial, take_over
+from ._pools import (
+    attach,
+    attached,
+    check_connection_options,
+    default_to_no_retries,
+    default_to_resp3,
+    detach,
+    pool_endpoint,
+    pool_from_url,
+)
+from ._sign_in import SharedTLS, SignIn, sign_in_with, signs_in_with
+
+__all__ = [
+    "EMPTY_RESPONSE",
+    "NEVER_DECODE",
+    "Dialed",
+    "SharedTLS",
+    "SignIn",
+    "attach",
+    "attached",
+    "check_connection_options",
+    "command_options",
+    "default_to_no_retries",
+    "default_to_resp3",
+    "detach",
+    "dial",
+    "packer",
+    "pool_endpoint",
+    "pool_from_url",
+    "retry_delays",
+    "run_last_command",
+    "server_mode",
+    "sign_in_with",
+    "signs_in_with",
+    "take_over",
+]
