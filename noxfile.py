@@ -112,6 +112,16 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def conformance(session: nox.Session) -> None:
+    """redis-py's own asyncio tests with our client in place of its: ``-- --help`` for choices."""
+    session.install(*CONSTRAINTS, *requirements("conformance"))
+    work = Path(session.create_tmp()).absolute() / "conformance"
+    # As a module of tests/, which the test processes that it starts look for their plugin in too.
+    session.env["PYTHONPATH"] = str(ROOT / "tests")
+    session.run("python", "-m", "conformance", f"--work={work}", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Ruff's rules and format; ``nox -s lint -- --fix`` repairs what it can."""
     session.install(*CONSTRAINTS, *requirements("lint"))

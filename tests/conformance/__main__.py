@@ -1,0 +1,163 @@
+"""Run redis-py's own asyncio tests with plain redis.asyncio and with ``EntraRedis``, and compare.
+
+``nox -s conformance`` runs all; ``nox -s conformance -- --server valkey --protocol 3 pubsub``
+one module on one server; ``--tokens`` signs in with tokens that rotate all the while. The exit
+code is 1 if a test was lost that ``exceptions.toml`` doesn't explain, or too many that it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+from .compare import Comparison, Outcomes, entry_for, lost, read_reasons, stale, table
+from .servers import EXECUTABLES, name_and_version
+from .suite import MODULES, VERSION, Run, fetch
+
+REASONS = Path(__file__).with_name("exceptions.toml")
+AT_MOST = 3
+"""Tests that may be lost per server and protocol, with a reason each; tokens add their own."""
+ALONE_AT_MOST = 60
+"""More lost tests than this are no flakiness, and are not run alone."""
+
+
+def main() -> int:
+    """Return the exit code."""
+    arguments = parse()
+    if version("redis") != VERSION:
+        print(f"these are the tests of redis {VERSION}, but {version('redis')} is installed")
+        return 2
+    work = Path(arguments.work).resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    program = Program(arguments, work, fetch(work))
+    comparisons = [
+        program.compare(server, protocol)
+        for server, protocol in itertools.product(arguments.server, arguments.protocol)
+    ]
+    reasons = read_reasons(REASONS, tokens=arguments.tokens)
+    everything = not arguments.partial
+    return verdict(comparisons, reasons, limited=not arguments.tokens, everything=everything)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="conformance", description=__doc__)
+    parser.add_argument("modules", nargs="*", help=f"of {', '.join(MODULES)}; all by default")
+    parser.add_argument("--server", action="append", choices=sorted(EXECUTABLES))
+    parser.add_argument("--protocol", action="append", type=int, choices=(2, 3))
+    parser.add_argument("--tokens", action="store_true", help="sign in with rotating tokens")
+    parser.add_argument("-k", metavar="EXPRESSION", help="pytest's choice of tests by name")
+    parser.add_argument("--work", default=".conformance", help="folder for the suite and the logs")
+    parser.add_argument("--one-by-one", action="store_true", help="not two runs side by side")
+    arguments = parser.parse_args()
+    wrong = set(arguments.modules) - set(MODULES)
+    if wrong:
+        parser.error(f"no such module: {', '.join(sorted(wrong))}")
+    arguments.partial = bool(
+        arguments.modules or arguments.k or arguments.server or arguments.protocol
+    )
+    arguments.modules = arguments.modules or list(MODULES)
+    arguments.server = arguments.server or sorted(EXECUTABLES)
+    arguments.protocol = arguments.protocol or [2, 3]
+    return arguments
+
+
+class Program:
+    """Runs what the command line chose, two clients side by side."""
+
+    def __init__(self, arguments: argparse.Namespace, work: Path, suite: Path) -> None:
+        self._client = "tokens" if arguments.tokens else "entra"
+        self._files = [f"test_{each}.py" for each in arguments.modules]
+        self._options = ["-k", arguments.k] if arguments.k else []
+        self._work = work
+        self._suite = suite
+        self._threads = ThreadPoolExecutor(1 if arguments.one_by_one else 2)
+
+    def compare(self, server: str, protocol: int) -> Comparison:
+        """All tests on one server in one protocol; what got lost runs again, alone."""
+        started = time.monotonic()
+        clients = [Run(server, protocol, client) for client in ("plain", self._client)]
+        whole = [
+            self._threads.submit(
+                run.outcomes,
+                self._suite,
+                self._work / "runs" / str(run),
+                self._files,
+                self._options,
+            )
+            for run in clients
+        ]
+        plain, ours = (each.result() for each in whole)
+        suspects = lost(plain, ours)
+        confirmed = suspects
+        if len(suspects) <= ALONE_AT_MOST:
+            confirmed = [name for name in suspects if self._lost_alone(clients, name)]
+        print(
+            f"{server}, RESP{protocol}: {len(ours)} tests in {time.monotonic() - started:.0f} s; "
+            f"{len(suspects)} lost, "
+            + (
+                f"{len(confirmed)} of them again when run alone"
+                if len(suspects) <= ALONE_AT_MOST
+                else "too many to run each alone"
+            ),
+            flush=True,
+        )
+        together = [name for name in suspects if name not in confirmed]
+        label = name_and_version(server)
+        return Comparison(label, protocol, plain, ours, confirmed, together)
+
+    def _lost_alone(self, clients: list[Run], name: str) -> bool:
+        return bool(lost(*self._both(clients, [name], folder="alone")))
+
+    def _both(
+        self,
+        clients: list[Run],
+        tests: Sequence[str],
+        options: Sequence[str] = (),
+        folder: str = "runs",
+    ) -> tuple[Outcomes, Outcomes]:
+        plain, ours = (
+            self._threads.submit(
+                run.outcomes, self._suite, self._work / folder / str(run), tests, options
+            )
+            for run in clients
+        )
+        return plain.result(), ours.result()
+
+
+def verdict(
+    comparisons: list[Comparison],
+    reasons: Mapping[str, str],
+    *,
+    limited: bool,
+    everything: bool,
+) -> int:
+    """Print what was found; 0 if that is as it should be."""
+    print(f"\n{table(comparisons)}\n")
+    wrong = False
+    for each in comparisons:
+        where = f"{each.server}, RESP{each.protocol}"
+        for name in each.confirmed:
+            entry = entry_for(name, reasons)
+            print(f"{where}: {name}\n    {each.ours[name].message if name in each.ours else '-'}")
+            print(f"    {'listed: ' + reasons[entry] if entry else 'NOT LISTED'}")
+            wrong = wrong or entry is None
+        for name in each.only_together:
+            print(f"{where}: {name}\n    lost among the others, not when run alone")
+        if limited and len(each.confirmed) > AT_MOST:
+            print(f"{where}: {len(each.confirmed)} lost tests are more than {AT_MOST}")
+            wrong = True
+    for entry in stale(comparisons, reasons):
+        print(f"{entry} is listed in {REASONS.name} but passed wherever it ran")
+        wrong = wrong or everything  # on another server or protocol it may still be needed
+    print("as it should be" if not wrong else "NOT as it should be")
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

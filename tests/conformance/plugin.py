@@ -1,0 +1,105 @@
+"""A pytest plugin that puts another client in the place of ``redis.asyncio.Redis``.
+
+It has to be loaded with ``-p``, as the tests' own conftest already imports the class. It also
+writes the outcome of each phase of each test to a file, for the comparison.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import sys
+from collections.abc import AsyncIterator
+from typing import IO
+
+import pytest
+import pytest_asyncio
+import redis.asyncio
+
+from aioentra_redis import EntraRedis
+
+from .tokens import TokenSignIn, close_source
+
+PLAIN = redis.asyncio.Redis
+CLIENTS: dict[str, type[redis.asyncio.Redis]] = {
+    "plain": PLAIN,
+    "entra": EntraRedis,
+    "tokens": TokenSignIn,
+}
+NAMES = ("Redis", "StrictRedis")
+
+
+def swap(client: type[redis.asyncio.Redis]) -> None:
+    """Bind every name under which redis-py's modules hold the class to ``client``.
+
+    What was derived from it (redis-py's ``Pipeline``) keeps the class that it was derived from.
+    """
+    for module in [each for name, each in sys.modules.items() if name.startswith("redis.")]:
+        for name in NAMES:
+            if getattr(module, name, None) is PLAIN:
+                setattr(module, name, client)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("conformance")
+    group.addoption("--client", choices=sorted(CLIENTS), default="plain")
+    group.addoption("--outcomes", required=True, help="the file for the outcomes")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    swap(CLIENTS[early_config.known_args_namespace.client])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Recorder(config.getoption("--outcomes")))
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"client: {redis.asyncio.Redis.__module__}.{redis.asyncio.Redis.__qualname__}"
+
+
+class Recorder:
+    """Writes each outcome when it is known, so that a run which dies leaves what it had."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: IO[str] | None = None
+
+    def pytest_sessionstart(self) -> None:
+        self._file = open(self._path, "w", encoding="utf-8", buffering=1)  # noqa: SIM115
+
+    def pytest_sessionfinish(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when != "call" and report.passed:
+            return
+        kind: str = report.outcome
+        if hasattr(report, "wasxfail"):
+            kind = "xfailed" if report.skipped else "xpassed"
+        message = ""
+        if report.failed:
+            lines = [line for line in report.longreprtext.splitlines() if line.startswith("E ")]
+            message = lines[0][1:].strip() if lines else report.longreprtext[-200:]
+        assert self._file is not None
+        self._file.write(json.dumps([report.nodeid, kind, message]) + "\n")
+
+
+# -- tokens: one source for each test's loop, closed when the test is over -----------------------
+
+
+@pytest_asyncio.fixture
+async def closing_source() -> AsyncIterator[None]:
+    yield
+    await close_source(asyncio.get_running_loop())
+
+
+@pytest.fixture(autouse=True)
+def token_source(request: pytest.FixtureRequest) -> None:
+    """Set up before the tests' own fixtures, so that their clients are closed first."""
+    function = getattr(request, "function", None)
+    if redis.asyncio.Redis is TokenSignIn and inspect.iscoroutinefunction(function):
+        request.getfixturevalue("closing_source")

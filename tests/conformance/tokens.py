@@ -1,0 +1,93 @@
+"""A client that signs in with tokens which rotate several times a second, whatever it is told.
+
+So that tests which know nothing of tokens run over connections that are re-authenticated all the
+while. A client that is given a way to sign in keeps it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from typing import Any
+
+from azure.core.credentials import AccessTokenInfo
+from support.token_fakes import jwt
+
+from aioentra_redis import EntraRedis, TokenSource, _schedule
+
+__all__ = ["OID", "TokenSignIn", "close_source"]
+
+OID = "0d5f0d8e-6f1e-4b0e-9f6c-c0f0a7e51ab5"
+"""Who the tokens are of; the server knows a user of that name who needs no password."""
+
+ROTATION = 0.15
+"""Seconds from one token to the next."""
+
+AGE = 1000.0
+"""Seconds since the issue of each token: more than 600, so that its AUTH is due 180 s before
+its expiry, by the rule for tokens of real length."""
+
+DUE = 3 * ROTATION
+"""Seconds until every connection has to have sent AUTH with a newer token; before that, it does
+so at a moment of its own choice, as it does with real tokens."""
+
+SIGN_IN_KEYWORDS = ("username", "password", "credential_provider")
+
+
+class Rotating:
+    """A credential factory and its only instance: each token is a newer one."""
+
+    async def __call__(self) -> Rotating:
+        return self
+
+    async def get_token_info(self, *scopes: str) -> AccessTokenInfo:
+        now = time.time()
+        expires = now + DUE + _schedule.AUTH_LEAD
+        claims = {
+            "oid": OID,
+            "tid": "tid-1",
+            "aud": "https://redis.azure.com",
+            "iat": now - AGE,
+            "exp": expires,
+        }
+        return AccessTokenInfo(jwt(claims), expires)  # type: ignore[arg-type]
+
+
+_sources: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, TokenSource] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def source_of_this_loop() -> TokenSource:
+    """The loop's one source: clients that share a pool have to share it."""
+    # Tokens of real length are renewed a second after the last one at the soonest.
+    _schedule.MIN_RENEWAL_INTERVAL = ROTATION
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return TokenSource.from_credential_factory(Rotating())
+    source = _sources.get(loop)
+    if source is None:
+        source = _sources[loop] = TokenSource.from_credential_factory(Rotating())
+    return source
+
+
+async def close_source(loop: asyncio.AbstractEventLoop) -> None:
+    """Close what ``source_of_this_loop`` made, if it made any."""
+    source = _sources.pop(loop, None)
+    if source is not None:
+        await source.aclose()
+
+
+class TokenSignIn(EntraRedis):
+    """An ``EntraRedis`` that signs in with tokens unless told to sign in otherwise."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        pool = kwargs.get("connection_pool")
+        settings = kwargs if pool is None else pool.connection_kwargs
+        if not any(settings.get(name) for name in SIGN_IN_KEYWORDS):
+            kwargs.setdefault("token_source", source_of_this_loop())
+            # Some tests name hosts that nobody ever dials.
+            kwargs.setdefault("allow_plaintext", True)
+        super().__init__(**kwargs)
