@@ -28,6 +28,7 @@ from typing import Protocol
 from .errors import ConfigurationError
 
 __all__ = [
+    "AUTH_TIMEOUT",
     "EXPIRED_INTERVAL",
     "MAX_SLEEP",
     "SHORTEST_OBJECT_LIFETIME",
@@ -47,6 +48,9 @@ AUTH_LEAD = 180.0
 AUTH_LEAD_FRACTION = 0.3
 RENEWAL_LEAD = 300.0
 RENEWAL_LEAD_FRACTION = 0.5
+AUTH_TIMEOUT = 15.0
+"""Seconds that one AUTH may take before nothing is expected of it; the service itself gives up on
+validating a token after 10 s (Microsoft's guide for client libraries)."""
 HOLD_OFF = 30.0
 HOLD_OFF_MARGIN = 1.0
 """azure-identity reads its clock in whole seconds: ask a second later than it says."""

@@ -35,7 +35,7 @@ from .._events import (
     RefreshFailed,
 )
 from .._redaction import without_tracebacks
-from .._schedule import reauth_deadline, reauth_delay
+from .._schedule import AUTH_TIMEOUT, reauth_deadline, reauth_delay
 from ..errors import ConnectionLostError
 
 if TYPE_CHECKING:
@@ -46,10 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["TRANSITIONS", "Ledger", "Reauthenticator", "Rotation"]
 
 logger = logging.getLogger("aioentra_redis.reauth")
-
-AUTH_TIMEOUT: Final = 15.0
-"""Seconds after which an unanswered AUTH leaves the connection STALE; the service itself gives up
-on validating a token after 10 s (Microsoft's guide for client libraries)."""
 
 SLOW_AUTH: Final = 0.25
 """Seconds; where the last AUTH or handshake took longer, the next rotation is make-before-break."""

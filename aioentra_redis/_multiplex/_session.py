@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._lifecycle import Home
 from .._redaction import without_tracebacks
+from .._schedule import AUTH_TIMEOUT
 from ..errors import CommandTimeoutError, ConnectionLostError
 from ._engine import Engine, Packed, ProtocolViolation
-from ._reauth import AUTH_TIMEOUT, Ledger
+from ._reauth import Ledger
 
 if TYPE_CHECKING:
     from .._redis_py import Dialed

@@ -6,6 +6,7 @@ packs what hiredis' packer does not take. What is added is a hand-over: once a c
 authenticated, its socket is given to a protocol of ours (``Dialed.adopt``).
 
 A new redis-py version is this folder's problem: ``_sign_in`` gives connections their tokens,
+``_in_band`` gives them newer ones among their owner's commands,
 ``_pools`` knows the pools, ``_commands`` the command layer, ``_handover`` the sockets.
 """
 
@@ -19,6 +20,7 @@ from ._commands import (
     server_mode,
 )
 from ._handover import Dialed, dial, take_over
+from ._in_band import InBand
 from ._pools import (
     attach,
     attached,
@@ -35,6 +37,7 @@ __all__ = [
     "EMPTY_RESPONSE",
     "NEVER_DECODE",
     "Dialed",
+    "InBand",
     "SharedTLS",
     "SignIn",
     "attach",
