@@ -4,6 +4,7 @@
 ``TokenSource`` is where tokens come from, to be shared between clients.
 """
 
+from ._adapters import EntraCredentialProvider
 from ._client import EntraRedis
 from ._cluster import EntraRedisCluster
 from ._connect import connect
@@ -62,6 +63,7 @@ __all__ = [
     "ConnectionReplaced",
     "ConnectionState",
     "ConnectionStatus",
+    "EntraCredentialProvider",
     "EntraRedis",
     "EntraRedisCluster",
     "EntraRedisError",

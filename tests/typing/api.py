@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, assert_type
 
+import redis
 import redis.asyncio
 from azure.identity import DefaultAzureCredential
 from azure.identity.aio import ManagedIdentityCredential
@@ -13,6 +14,7 @@ from azure.identity.aio import ManagedIdentityCredential
 import aioentra_redis.fastapi
 from aioentra_redis import (
     ConnectError,
+    EntraCredentialProvider,
     EntraRedis,
     EntraRedisCluster,
     EntraRedisError,
@@ -94,6 +96,19 @@ async def sources(credential: ManagedIdentityCredential) -> None:
     assert_type(TokenSource.from_client_secret("tenant", "client", "secret"), TokenSource)
     assert_type(TokenSource.from_system_assigned_managed_identity(), TokenSource)
     assert_type(TokenSource.from_user_assigned_managed_identity(client_id="id"), TokenSource)
+
+
+async def providers(source: TokenSource, credential: ManagedIdentityCredential) -> None:
+    redis.asyncio.Redis(credential_provider=EntraCredentialProvider(source))
+    provider = EntraCredentialProvider.in_thread(lambda: credential, timeout=10)
+    assert_type(provider, EntraCredentialProvider)
+    assert_type(provider.get_credentials(), tuple[str, str])
+    assert_type(await provider.get_credentials_async(), tuple[str, str])
+    EntraCredentialProvider.in_thread(TokenSource.from_default)
+    with provider as entered:
+        assert_type(entered, EntraCredentialProvider)
+    redis.Redis(credential_provider=provider)
+    await provider.aclose()
 
 
 def errors_are_redis_pys(error: ConnectError) -> None:

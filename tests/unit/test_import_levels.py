@@ -24,6 +24,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "_credentials _refresher",
         "_constructors",
         "_source",
+        "_token_thread",
         "_redis_py",
         "_multiplex._reauth _multiplex._session",
         "_multiplex",

@@ -1,0 +1,174 @@
+"""For users who keep their own redis-py client: the way in, and what each way promises.
+
+``entra_kwargs`` keeps plain asyncio clients signed in across expiries. ``EntraCredentialProvider``
+does less, for clients that the former can't serve: it gives each new connection a fresh token.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+from redis.credentials import CredentialProvider
+
+from ._options import check_seconds
+from ._source import TokenSource
+from ._threads import call_in_thread
+from ._token import Token
+from ._token_thread import TokenThread
+from .errors import ConfigurationError, EntraRedisError, LifecycleError, TokenAcquisitionError
+
+__all__ = ["EntraCredentialProvider"]
+
+
+class EntraCredentialProvider(CredentialProvider):
+    """A redis-py ``credential_provider``: every new connection signs in with a fresh token.
+
+    ``EntraCredentialProvider(source)`` is for clients of ``redis.asyncio``, in the event loop of
+    ``source``, which remains yours to close. For synchronous clients there is :meth:`in_thread`.
+    One provider serves any number of clients and connections.
+
+    It is called once, when a connection is made. So a connection is not renewed: the server ends
+    it when its token expires, and redis-py connects anew, with a newer token, by its own rules
+    about retries. A command that is under way just then fails, or runs twice, as those rules say.
+    For renewal without a disconnect use :func:`entra_kwargs`, ``EntraRedis`` or
+    ``EntraRedisCluster``.
+
+    **Use it with TLS only** (``rediss://``, ``ssl=True``): a credential provider can't see where
+    its token goes, so it can't refuse a connection in clear, as everything else here does. Nor
+    does it see whether certificates are checked: redis-py before version 6 needs
+    ``ssl_check_hostname=True``.
+    """
+
+    def __init__(self, source: TokenSource) -> None:
+        if not isinstance(source, TokenSource):
+            raise ConfigurationError(
+                f"EntraCredentialProvider takes a TokenSource, not {type(source).__name__}; for a "
+                "synchronous client, or a credential, use EntraCredentialProvider.in_thread()"
+            )
+        self._source: TokenSource | None = source
+        self._thread: TokenThread | None = None
+
+    @classmethod
+    def in_thread(cls, factory: Callable[[], object], *, timeout: float = 30.0) -> Self:
+        """A provider for synchronous clients, such as ``redis.Redis``, Celery, django-redis.
+
+        ``factory`` makes a :class:`TokenSource`, or a credential of azure-identity, and may be a
+        coroutine function. It is called in a daemon thread with an event loop of its own, when
+        the first token is asked for, and what it returns is closed there. After a fork the child
+        starts a thread of its own in the same way. Any number of threads may use the provider,
+        and asyncio clients of any loop, which it does not block.
+
+        ``timeout`` is how many seconds a new connection waits for a token; then the client gets
+        :exc:`TokenAcquisitionError`. Not for processes whose threads gevent or eventlet replaced.
+        """
+        if not callable(factory):
+            raise ConfigurationError(
+                "in_thread() takes a function that makes a TokenSource or credential, not "
+                f"{type(factory).__name__}: what it makes belongs to the thread's event loop"
+            )
+        check_seconds(timeout=timeout)
+        provider = cls.__new__(cls)
+        provider._source = None
+        provider._thread = TokenThread(factory, timeout=timeout)
+        return provider
+
+    # redis-py closes a connection whose sign-in fails with an exception of its own; after any
+    # other one it keeps it, not signed in, and every later command gets NOAUTH. Hence _for_redis().
+
+    def get_credentials(self) -> tuple[str, str]:
+        """User name and token, for synchronous clients; blocks, ``timeout`` seconds at most.
+
+        Raises :exc:`TokenError`, an ``AuthenticationError`` of redis-py's. Only of a provider made
+        by :meth:`in_thread`; any other would have to block the loop that its tokens come from.
+        """
+        if self._thread is None:
+            raise TokenAcquisitionError(
+                "EntraCredentialProvider(source) serves clients of redis.asyncio only: a "
+                "synchronous client would block the event loop of the token source. Use "
+                "EntraCredentialProvider.in_thread(factory)",
+                transient=False,
+            )
+        try:
+            return _credentials(self._thread.get())
+        except (ConfigurationError, LifecycleError) as error:
+            raise _for_redis(error) from error
+
+    async def get_credentials_async(self) -> tuple[str, str]:
+        """User name and token, for asyncio clients; raises :exc:`TokenError`.
+
+        Cancelling it ends the wait, never the acquisition.
+        """
+        try:
+            if self._source is not None:
+                return _credentials(await self._source.get())
+            assert self._thread is not None
+            return _credentials(await self._thread.get_async())
+        except (ConfigurationError, LifecycleError) as error:
+            raise _for_redis(error) from error
+
+    def close(self) -> None:
+        """End the thread of :meth:`in_thread`, and close the source in it; final, idempotent.
+
+        Blocks, 12 seconds at most. Connections that are open live on until their token expires.
+        Without a thread it does nothing: the source is yours.
+        """
+        if self._thread is not None:
+            self._thread.close()
+
+    async def aclose(self) -> None:
+        """:meth:`close`, without blocking the loop; cancelling it ends the wait only."""
+        await call_in_thread(self.close, "aioentra_redis close")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    # Settings are copied by many a library, and the copy is to have the same thread.
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._thread is None:
+            raise TypeError("the token source of this provider belongs to this process")
+        again = functools.partial(type(self).in_thread, timeout=self._thread.timeout)
+        return again, (self._thread.factory,)
+
+    def __repr__(self) -> str:
+        if self._thread is None:
+            return f"<{type(self).__name__} of {self._source!r}>"
+        state = "running" if self._thread.running else "no thread"
+        return f"<{type(self).__name__} in a thread, {state}>"
+
+
+def _credentials(token: Token) -> tuple[str, str]:
+    return (token.username, token.secret)
+
+
+def _for_redis(error: EntraRedisError) -> TokenAcquisitionError:
+    """An error that says the same and that redis-py takes for a failed sign-in."""
+    return TokenAcquisitionError(str(error), transient=False)
