@@ -44,6 +44,7 @@ from ._redis_py import (
     server_mode,
     sign_in_with,
     signs_in_with,
+    tells_how_to_connect,
 )
 from ._source import TokenSource
 from .errors import (
@@ -113,9 +114,12 @@ class EntraRedis(redis.asyncio.Redis):
         pool = self.connection_pool
         self._owned_source: TokenSource | None = None
         self._hub = EventHub()
-        if on_event is not None:
-            self._stop_listening.append(self._hub.listen(on_event))
+        self._on_event = on_event
+        self._listen()
+        self._timeouts = {"recovery_timeout": recovery_timeout, "close_timeout": close_timeout}
         if wants_token:
+            if not tells_how_to_connect(pool):
+                raise ConfigurationError(f"no tokens for {pool!r}: it doesn't tell how to connect")
             host, _, tls = pool_endpoint(pool)
             if not tls and "path" not in pool.connection_kwargs:
                 check_host_for_plaintext(host, allow_plaintext=allow_plaintext)
@@ -127,20 +131,23 @@ class EntraRedis(redis.asyncio.Redis):
             )
             if on_event is not None:
                 self._stop_listening.append(source.listen(on_event))
-        check_connection_options(pool)
         self._plans: dict[Any, Plan] = {}
-        if not self.single_connection_client:
-            self._multiplexed = attached(pool)
-            if self._multiplexed is None:
-                self._multiplexed = MultiplexedConnection(
-                    pool,
-                    source=signs_in_with(pool),
-                    recovery_timeout=recovery_timeout,
-                    close_timeout=close_timeout,
-                    hub=self._hub,
-                )
-                attach(pool, self._multiplexed)
-            self._multiplexed.hold()
+        if tells_how_to_connect(pool):
+            check_connection_options(pool)
+            if not self.single_connection_client:
+                self._share()
+
+    def _share(self) -> None:
+        """Take a share in the pool's multiplexed connection; the first client makes it."""
+        pool = self.connection_pool
+        multiplexed: MultiplexedConnection | None = attached(pool)
+        if multiplexed is None:
+            multiplexed = MultiplexedConnection(
+                pool, source=signs_in_with(pool), hub=self._hub, **self._timeouts
+            )
+            attach(pool, multiplexed)
+        multiplexed.hold()
+        self._multiplexed = multiplexed
 
     @classmethod
     def from_url(
@@ -166,6 +173,11 @@ class EntraRedis(redis.asyncio.Redis):
             **ours,
         )
         client._retry = retry
+        if auto_close_connection_pool is not None:
+            text = (
+                "auto_close_connection_pool= is deprecated, as in redis-py: pass connection_pool="
+            )
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
         client.auto_close_connection_pool = auto_close_connection_pool is not False
         return client
 
@@ -216,7 +228,18 @@ class EntraRedis(redis.asyncio.Redis):
         # isawaitable() costs 0.4 us; what callbacks nearly always return is known not to be.
         return reply if reply.__class__ in _FINAL else await _awaited(reply)
 
-    if not TYPE_CHECKING:  # type checkers are to see redis-py's own signature
+    if not TYPE_CHECKING:  # type checkers are to see redis-py's own signatures
+
+        @property
+        def connection(self):
+            """The one that every command goes over: that of `client()`, or the one set, or None."""
+            return self.__dict__.get("connection")
+
+        @connection.setter
+        def connection(self, connection):
+            self.__dict__["connection"] = connection
+            if plans := self.__dict__.get("_plans"):
+                plans.clear()
 
         @functools.wraps(redis.asyncio.Redis.set)
         def set(self, name, value, *args, **options):
@@ -229,7 +252,7 @@ class EntraRedis(redis.asyncio.Redis):
         self._check_open()  # closing took all plans away
         plan = plan_for(
             args[0],
-            may_share=self._multiplexed is not None,
+            may_share=self._multiplexed is not None and self.connection is None,
             with_tokens=self.token_source is not None,
             callbacks=self.response_callbacks,
         )
@@ -244,7 +267,9 @@ class EntraRedis(redis.asyncio.Redis):
 
     async def _detour(self, plan: Plan, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Every way but the straight one."""
-        if self._multiplexed is None:  # `client()`: a connection of its own, as in redis-py
+        # `client()`, a connection that was put into our hand, or a pool that only lends them: the
+        # way of redis-py.
+        if self._multiplexed is None or self.connection is not None:
             return await self._on_a_connection_of_its_own(args, options)
         self._multiplexed.check()
         where = Route.SHARED if plan.shared else self._route(args)
@@ -319,6 +344,7 @@ class EntraRedis(redis.asyncio.Redis):
 
     async def start(self) -> Self:
         """Connect and sign in now instead of at the first command; raises why it can't be done."""
+        self._check_open()
         if self._multiplexed is not None:
             await self._multiplexed.start()
         return self
@@ -328,10 +354,11 @@ class EntraRedis(redis.asyncio.Redis):
         self._owned_source = source
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Close the client, which is final; what we constructed is closed with it.
+        """Close the client; what we constructed is closed with it.
 
         Commands in flight may finish within ``close_timeout``. Idempotent; every call waits for
-        the same closing, and cancelling one does not stop it.
+        the same closing, and cancelling one does not stop it. With tokens it is final; a client
+        that signs in in redis-py's own ways may be used again, as one of redis-py may.
         """
         multiplexed = self._multiplexed
         if self._closing is None:
@@ -352,14 +379,26 @@ class EntraRedis(redis.asyncio.Redis):
         if self._owned_source is not None:
             await self._owned_source.aclose()
 
+    def _listen(self) -> None:
+        if self._on_event is not None:
+            self._stop_listening.append(self._hub.listen(self._on_event))
+
     def _stop_events(self) -> None:
         for stop in self._stop_listening:
             stop()
         self._stop_listening.clear()
 
     def _check_open(self) -> None:
-        if self._closed:
+        """Raise ``ClosedError`` after ``aclose()``, or open again where redis-py would."""
+        if not self._closed:
+            return
+        if self.token_source is not None:
             raise ClosedError("this client has been closed; that is final, make a new one")
+        if self._closing is None or not self._closing.done():
+            raise ClosedError("this client is being closed")
+        self._closed, self._closing = False, None
+        self._listen()
+        self._share()
 
     # What takes a connection from the pool asks first: the pool itself would open a new one.
 

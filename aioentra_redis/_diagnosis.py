@@ -6,6 +6,7 @@ wraps what asyncio raises, so the stage is read from the chain of causes.
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -45,6 +46,9 @@ def _explain(
 ) -> ConnectError:
     chain = list(_causes(exc))
     reason = scrub(str(chain[-1]) or type(chain[-1]).__name__)
+    # What redis-py says comes first where that is what people search and programs look for.
+    theirs = scrub(str(exc)).rstrip(".")
+    theirs = f"{theirs}: " if _OF_REDIS_PY.match(theirs) else ""
 
     def error(kind: type[ConnectError], stage: str, text: str) -> ConnectError:
         return kind(text, stage=stage, host=host, port=port)
@@ -93,19 +97,24 @@ def _explain(
             return error(
                 ConnectError,
                 "tcp",
-                f"nothing listens at {where}. {_port_hint(host, port, tls)}",
+                f"{theirs}nothing listens at {where}. {_port_hint(host, port, tls)}",
             )
         if isinstance(cause, OSError):
             return error(
                 ConnectError,
                 "tcp",
-                f"the connection to {where} failed ({reason}). {_port_hint(host, port, tls)}",
+                f"{theirs}the connection to {where} failed ({reason}). "
+                f"{_port_hint(host, port, tls)}",
             )
     return error(
         ConnectError,
         "handshake",
         f"{where} answered the handshake with {reason!r}. {_port_hint(host, port, tls)}",
     )
+
+
+_OF_REDIS_PY = re.compile(r"Error (-?\d+ )?connecting to ")
+"""How redis-py begins what it says of a socket that could not be connected."""
 
 
 def _causes(exc: BaseException | None) -> Iterator[BaseException]:
@@ -137,6 +146,8 @@ def _refused(where: str, token: Token | None, reason: str) -> str:
 
 
 def _port_hint(host: str, port: int, tls: bool) -> str:
+    if not port:
+        return "Is the server's `unixsocket` this path, and may this user open it?"
     expected = default_port(host)
     if expected is not None and expected != port:
         return f"A cache of this name listens for TLS on {expected}, not on {port}"

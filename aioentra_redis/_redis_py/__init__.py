@@ -30,6 +30,7 @@ from ._pools import (
     detach,
     pool_endpoint,
     pool_from_url,
+    tells_how_to_connect,
 )
 from ._sign_in import SharedTLS, SignIn, sign_in_with, signs_in_with
 
@@ -57,4 +58,5 @@ __all__ = [
     "sign_in_with",
     "signs_in_with",
     "take_over",
+    "tells_how_to_connect",
 ]

@@ -21,12 +21,23 @@ __all__ = [
     "detach",
     "pool_endpoint",
     "pool_from_url",
+    "tells_how_to_connect",
 ]
 
 
 def pool_from_url(url: str, kwargs: Mapping[str, Any]) -> redis.asyncio.ConnectionPool:
     """redis-py's pool for a URL and keywords of redis-py's."""
     return redis.asyncio.ConnectionPool.from_url(url, **kwargs)
+
+
+def tells_how_to_connect(pool: object) -> bool:
+    """Whether ``pool`` says how its connections are made, so that we can make one beside it.
+
+    redis-py's do. It asks no more of one than to lend connections, and neither does a client of
+    ours: over one that does no more than that, each command borrows a connection.
+    """
+    kind, kwargs = (getattr(pool, name, None) for name in ("connection_class", "connection_kwargs"))
+    return isinstance(kind, type) and isinstance(kwargs, dict)
 
 
 def pool_endpoint(pool: redis.asyncio.ConnectionPool) -> tuple[str, int, bool]:

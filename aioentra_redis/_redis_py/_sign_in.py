@@ -223,7 +223,8 @@ def sign_in_with(
 
 def signs_in_with(pool: redis.asyncio.ConnectionPool) -> TokenSource | None:
     """The token source of the pool's connections, None if they sign in in redis-py's own ways."""
-    provider = pool.connection_kwargs.get("credential_provider")
+    kwargs = getattr(pool, "connection_kwargs", None)  # not every stand-in has any
+    provider = kwargs.get("credential_provider") if kwargs else None
     return provider.source if isinstance(provider, SignIn) else None
 
 

@@ -392,8 +392,14 @@ async def test_a_closing_that_was_cancelled_goes_on_and_is_waited_for(place: Pla
 # ---------------------------------------------------------------------------------------- life
 
 
+def with_tokens() -> dict[str, Any]:
+    """What makes closing final; the scripted peer asks for no token."""
+    clock = Clock()
+    return {"token_source": source_of(Credential(clock), clock), "allow_plaintext": True}
+
+
 async def test_closing_is_final_and_idempotent(place: Place):
-    client = place.client()
+    client = place.client(**with_tokens())
     await client.ping()
     await client.aclose()
     await client.aclose()
@@ -484,8 +490,131 @@ def test_from_pool_takes_our_keywords_and_the_pool():
     assert client.auto_close_connection_pool
 
 
-async def test_a_closed_client_takes_no_connection_from_the_pool(place: Place):
+async def test_without_tokens_a_closed_client_may_be_used_again_as_in_redis_py(place: Place):
+    events: list[Any] = []
+    client = place.client(on_event=events.append)
+    for turn in range(1, 4):
+        assert await client.ping()
+        assert (place.dials, len(client.auth_status())) == (turn, 1)
+        assert [type(each).__name__ for each in events].count("ConnectionOpened") == turn
+        await client.aclose()
+        assert client.auth_status() == []
+    assert await client.start() is client
+    assert place.dials == 4
+
+
+async def test_a_client_that_is_being_closed_is_not_opened_again(place: Place):
+    client = place.client(close_timeout=1)
+    place.peer.script["GET"] = lambda *_: HANG
+    under_way = asyncio.ensure_future(client.get("k"))
+    await asyncio.sleep(0.1)
+    closing = asyncio.ensure_future(client.aclose())
+    await asyncio.sleep(0.1)
+    with pytest.raises(ClosedError, match="being closed"):
+        await client.get("k")
+    with pytest.raises(ClosedError):
+        await under_way
+    await closing
+    assert await client.ping()
+
+
+async def test_clients_of_one_pool_close_and_open_one_by_one(place: Place):
+    pool = pool_of(host="peer")
+    first, second = EntraRedis(connection_pool=pool), EntraRedis(connection_pool=pool)
+    place.clients += [first, second]
+    await first.ping()
+    await first.aclose()
+    assert await second.ping()
+    assert await first.ping(), "it has its share again"
+    await second.aclose()
+    assert await first.ping()
+    assert place.dials == 1
+    await first.aclose()
+    assert await second.ping()
+    assert place.dials == 2
+
+
+class Lender:
+    """What redis-py asks of a pool: it lends connections, and doesn't say how to make them."""
+
+    connection_kwargs: dict[str, Any] = {}  # noqa: RUF012 - as redis-py has it
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.lent = 0
+
+    async def get_connection(self) -> Any:
+        self.lent += 1
+        return self.connection
+
+    async def release(self, connection: Any) -> None:
+        assert connection is self.connection
+
+    def get_encoder(self) -> Any:
+        return None
+
+    def get_protocol(self) -> int:
+        return 3
+
+
+class OneConnection:
+    """A connection that answers every command with the command."""
+
+    host, port, db, retry = "peer", 1, 0, Retry(NoBackoff(), 0)
+    credential_provider = None
+
+    def __init__(self) -> None:
+        self.sent: tuple[Any, ...] = ()
+
+    async def send_command(self, *words: Any) -> None:
+        self.sent = words
+
+    async def read_response(self, **options: Any) -> Any:
+        return list(self.sent)
+
+    def should_reconnect(self) -> bool:
+        return False
+
+
+async def test_a_pool_that_only_lends_connections_is_used_as_redis_py_uses_it(place: Place):
+    pool: Any = Lender(OneConnection())
+    client = EntraRedis(connection_pool=pool)
+    for turn in (1, 2):
+        assert await client.execute_command("ECHO", "a") == ["ECHO", "a"]
+        assert pool.lent == turn
+    assert client.token_source is None
+    assert client.auth_status() == []
+    assert await client.start() is client
+    assert place.dials == 0
+    await client.aclose()
+    with pytest.raises(ConfigurationError, match="how to connect"):
+        EntraRedis(connection_pool=pool, credential=Credential(Clock()))
+
+
+async def test_a_connection_put_into_the_clients_hand_takes_every_command(place: Place):
     client = place.client()
+    assert await client.execute_command("ECHO", "shared") != ["ECHO", "shared"]
+    mine: Any = OneConnection()
+    client.connection = mine
+    assert await client.execute_command("ECHO", "mine") == ["ECHO", "mine"]
+    await client.execute_command("READONLY")  # it is the owner's to change
+    client.connection = None
+    assert await client.execute_command("ECHO", "shared") != ["ECHO", "shared"]
+    with pytest.raises(CommandRefusedError):
+        await client.execute_command("READONLY")
+    assert mine.sent == ("READONLY",)
+
+
+async def test_from_url_deprecates_what_redis_py_deprecates():
+    for owns in (True, False):
+        with pytest.warns(DeprecationWarning, match="auto_close_connection_pool"):
+            client = EntraRedis.from_url("redis://peer", auto_close_connection_pool=owns)
+        assert client.auto_close_connection_pool is owns
+    assert EntraRedis.from_url("redis://peer").auto_close_connection_pool is True
+
+
+async def test_a_closed_client_takes_no_connection_from_the_pool(place: Place):
+    client = place.client(**with_tokens())
     await client.ping()
     await client.aclose()
     for take in (client.pipeline, client.pubsub, client.monitor, client.client):

@@ -127,6 +127,24 @@ def test_each_stage(error: Exception, kind: type, stage: str, says: list[str]):
     assert "c4n4ry" not in str(result)
 
 
+@pytest.mark.parametrize(
+    ("words", "cause"),
+    [
+        (
+            "Error 111 connecting to c:7. Connect call failed",
+            ConnectionRefusedError(111, "refused"),
+        ),
+        ("Error 2 connecting to /run/sock. No such file", FileNotFoundError(2, "No such file")),
+        ("Error connecting to c:7. Unreachable", OSError("Unreachable")),
+    ],
+)
+def test_redis_pys_own_words_come_first(words: str, cause: OSError):
+    result = str(explained(raised(Wrapped(f"{words}."), cause)))
+    assert result.startswith(f"{words}: ")
+    assert "cache.example:7" in result
+    assert "Wrapped" not in result
+
+
 def test_without_a_token_it_is_the_password():
     error = redis_exceptions.AuthenticationError("WRONGPASS")
     assert "check the user name and password" in str(explained(error, token=None))
@@ -141,7 +159,10 @@ def test_without_a_token_it_is_the_password():
         ({"host": "c.redis.cache.windows.net", "port": 10000}, "on 6380, not on 10000"),
         ({"tls": False}, "rediss://"),
         ({}, "Azure Managed Redis: 10000"),
-        ({"host": "/run/redis.sock", "port": 0}, "nothing listens at /run/redis.sock."),
+        (
+            {"host": "/run/redis.sock", "port": 0, "tls": False},
+            "nothing listens at /run/redis.sock. Is the server's `unixsocket` this path",
+        ),
     ],
 )
 def test_the_hint_about_the_port(where: dict[str, Any], says: str):
