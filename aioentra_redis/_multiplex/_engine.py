@@ -7,7 +7,8 @@ of a connection is two queues::
 
 Rules that keep the queues in step with the server, whatever callers do:
 
-- one submit is one contiguous write, and one place in the queues;
+- one submit is one contiguous write, with a place in the queues for each reply it is owed: one,
+  or, where several commands are submitted together, one for each of them;
 - a caller that goes away leaves its place behind if its bytes were written, so that the reply
   meets a finished waiter and is dropped; if they were not written the place is removed;
 - a reply without a place among the written, or bytes that are not RESP, end the connection;
@@ -21,12 +22,12 @@ is, which saves an object for every command.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from ..errors import CommandTimeoutError, ConnectionLostError
 
-__all__ = ["Engine", "Packed", "ProtocolViolation", "Raw", "Reader", "Waiter"]
+__all__ = ["Engine", "Packed", "Patient", "ProtocolViolation", "Raw", "Reader", "Waiter"]
 
 Packed = bytes | list[bytes]
 """One command ready for the wire; a list where large arguments are passed on uncopied."""
@@ -63,6 +64,62 @@ class Raw:
         self.waiter = waiter
 
 
+class Patient:
+    """A waiter that is never late: the answer to AUTH says which token the server holds."""
+
+    __slots__ = ("_waiter", "done", "set_result")
+
+    def __init__(self, waiter: Waiter) -> None:
+        self._waiter = waiter
+        self.done = waiter.done
+        self.set_result = waiter.set_result
+
+    def set_exception(self, exception: Exception) -> None:
+        if not isinstance(exception, CommandTimeoutError):
+            self._waiter.set_exception(exception)
+
+
+class Batch:
+    """The waiter of several commands that were submitted together, at the last one's place.
+
+    It hands the list of their replies to ``waiter``. Error replies are among them as values: one
+    command that fails does not undo the others. What happens to the connection happens to all of
+    them, so ``waiter`` gets that instead, once; from then on it is done, and the replies that
+    still come are dropped.
+    """
+
+    __slots__ = ("done", "replies", "waiter")
+
+    def __init__(self, waiter: Waiter, replies: list[Any]) -> None:
+        self.waiter = waiter
+        self.done = waiter.done
+        self.replies = replies
+
+    def set_result(self, reply: Any) -> None:
+        self.replies.append(reply)
+        self.waiter.set_result(self.replies)
+
+    def set_exception(self, exception: Exception) -> None:
+        if isinstance(exception, _FOR_ALL):
+            self.waiter.set_exception(exception)
+        else:
+            self.set_result(exception)
+
+
+class BatchPart(Batch):
+    """The waiter at every place of a batch but the last."""
+
+    __slots__ = ("set_result",)
+
+    def __init__(self, waiter: Waiter, replies: list[Any]) -> None:
+        super().__init__(waiter, replies)
+        # A frame of ours for every reply would cost more than the rest of its way.
+        self.set_result = replies.append  # type: ignore[assignment]
+
+
+_FOR_ALL = (ConnectionLostError, CommandTimeoutError)
+
+
 class Engine:
     """The queues of one connection.
 
@@ -71,7 +128,6 @@ class Engine:
     """
 
     __slots__ = (
-        "_batches",
         "_not_enough",
         "_on_push",
         "_push_type",
@@ -80,6 +136,7 @@ class Engine:
         "_reader",
         "_unwritten",
         "_unwritten_waiters",
+        "_writes",
         "_written_total",
     )
 
@@ -99,10 +156,10 @@ class Engine:
         self._unwritten: list[Packed] = []
         self._unwritten_waiters: list[Waiter] = []
         self._raw = 0
-        # Positions count the places of all time. When a batch was written is kept per batch, not
-        # per command: the hot path reads no clock.
+        # Positions count the places of all time. When it was is kept per write, not per command:
+        # the hot path reads no clock.
         self._written_total = 0
-        self._batches: deque[tuple[int, float]] = deque()
+        self._writes: deque[tuple[int, float]] = deque()
 
     # -- sending ---------------------------------------------------------------------------------
 
@@ -131,16 +188,41 @@ class Engine:
         self._raw += 1
         self.submit(Raw(waiter), packed)
 
-    def withdraw(self, waiter: Waiter) -> Packed | None:
-        """Take back a command that was not written yet; returns its bytes, or None if it was."""
-        for index, each in enumerate(self._unwritten_waiters):
-            if each.__class__ is Raw and each.waiter is waiter:
-                self._raw -= 1
-            elif each is not waiter:
-                continue
-            del self._unwritten_waiters[index]
-            return self._unwritten.pop(index)
-        return None
+    def submit_batch(
+        self, waiter: Waiter, packed: Sequence[Packed], raw: Collection[int] = ()
+    ) -> None:
+        """Queue one command or more behind each other; the list of replies goes to ``waiter``.
+
+        ``raw`` holds the indexes of those whose replies must not be decoded.
+        """
+        replies: list[Any] = []
+        last = len(packed) - 1
+        places: list[Waiter] = [BatchPart(waiter, replies)] * last
+        places.append(Batch(waiter, replies))
+        if raw:
+            for index, each in enumerate(places):
+                if index in raw:
+                    self._raw += 1
+                    places[index] = Raw(each)
+        self._unwritten_waiters += places
+        self._unwritten += packed
+
+    def withdraw(self, waiter: Waiter) -> list[Packed]:
+        """Take back what ``waiter`` waits for, if it was not written yet.
+
+        Returns its bytes, command by command, none if it was written: a batch goes as a whole.
+        """
+        waiters = self._unwritten_waiters
+        first = next((i for i, each in enumerate(waiters) if _whose(each) is waiter), None)
+        if first is None:
+            return []
+        end = first + 1
+        while end < len(waiters) and _whose(waiters[end]) is waiter:
+            end += 1
+        self._raw -= sum(each.__class__ is Raw for each in waiters[first:end])
+        packed = self._unwritten[first:end]
+        del waiters[first:end], self._unwritten[first:end]
+        return packed
 
     def data_to_send(self, now: float) -> list[Packed]:
         """Everything that was submitted since the last call; from ``now`` on it is written."""
@@ -148,11 +230,11 @@ class Engine:
         if not unwritten:
             return []
         if not self._queue:
-            self._batches.clear()  # nothing older is owed a reply
+            self._writes.clear()  # nothing older is owed a reply
         self._queue.extend(self._unwritten_waiters)
         self._unwritten, self._unwritten_waiters = [], []
         self._written_total += len(unwritten)
-        self._batches.append((self._written_total, now))
+        self._writes.append((self._written_total, now))
         return unwritten
 
     # -- receiving -------------------------------------------------------------------------------
@@ -209,8 +291,8 @@ class Engine:
 
         A place whose caller is gone counts: its reply is due all the same.
         """
-        self._forget_answered_batches()
-        return self._batches[0][1] if self._batches else None
+        self._forget_answered_writes()
+        return self._writes[0][1] if self._writes else None
 
     def expire(
         self,
@@ -224,12 +306,12 @@ class Engine:
         ``ahead_of`` is the position of an unanswered AUTH: what stands behind it is not late.
         Returns how many callers failed.
         """
-        self._forget_answered_batches()
+        self._forget_answered_writes()
         end = 0
-        for batch_end, written_at in self._batches:
+        for end_of_write, written_at in self._writes:
             if written_at > written_before:
                 break
-            end = batch_end
+            end = end_of_write
         if ahead_of is not None:
             end = min(end, ahead_of)
         first = self._written_total - len(self._queue)
@@ -243,15 +325,15 @@ class Engine:
 
     def restart_clock_behind(self, position: int, now: float) -> None:
         """Count the waiting time of everything behind ``position`` from ``now``: AUTH answered."""
-        self._batches = deque(
-            (end, now if end > position else written_at) for end, written_at in self._batches
+        self._writes = deque(
+            (end, now if end > position else written_at) for end, written_at in self._writes
         )
 
-    def _forget_answered_batches(self) -> None:
+    def _forget_answered_writes(self) -> None:
         answered = self._written_total - len(self._queue)
-        batches = self._batches
-        while batches and batches[0][0] <= answered:
-            batches.popleft()
+        writes = self._writes
+        while writes and writes[0][0] <= answered:
+            writes.popleft()
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -260,9 +342,16 @@ class Engine:
         written, unwritten = self._queue, self._unwritten_waiters
         self._queue = deque()
         self._unwritten, self._unwritten_waiters = [], []
-        self._batches.clear()
+        self._writes.clear()
         self._raw = 0
         for waiters, was_written in ((written, True), (unwritten, False)):
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_exception(make_error(was_written))
+
+
+def _whose(waiter: Waiter) -> Waiter:
+    """Who waits behind a waiter of ours."""
+    while isinstance(waiter, Raw | Batch):
+        waiter = waiter.waiter
+    return waiter

@@ -56,13 +56,17 @@ def late() -> CommandTimeoutError:
 
 
 class Command:
-    """The model's idea of one command."""
+    """The model's idea of one command, alone or one of a batch, whose waiter they share."""
 
-    def __init__(self, waiter: Waiter, packed: Any, raw: bool, number: int) -> None:
+    def __init__(
+        self, waiter: Waiter, packed: Any, raw: bool, number: int, batch: list[Command] | None
+    ) -> None:
         self.waiter, self.packed, self.raw, self.number = waiter, packed, raw, number
+        self.together = batch
+        self.expected: Any = None  # (kind, value) of its reply
         self.clock: float | None = None  # when it was written, or its clock restarted
         self.ticket = 0
-        self.batch = 0
+        self.write = 0
 
     @property
     def text(self) -> str:
@@ -92,14 +96,27 @@ class Machine(RuleBasedStateMachine):
 
     @rule(raw=st.booleans(), large=st.booleans())
     def submit(self, raw: bool, large: bool) -> None:
+        command = self._command(Waiter(), raw, large, None)
+        assert self.engine.position == self.positions + len(self.unwritten)
+        submit = self.engine.submit_raw if raw else self.engine.submit
+        submit(command.waiter, command.packed)
+        self.unwritten.append(command)
+
+    @rule(kinds=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=5))
+    def submit_batch(self, kinds: list[tuple[bool, bool]]) -> None:
+        waiter, together = Waiter(), list[Command]()
+        together += [self._command(waiter, raw, large, together) for raw, large in kinds]
+        assert self.engine.position == self.positions + len(self.unwritten)
+        raws = [index for index, (raw, _) in enumerate(kinds) if raw]
+        self.engine.submit_batch(waiter, [each.packed for each in together], raws)
+        self.unwritten += together
+
+    def _command(
+        self, waiter: Waiter, raw: bool, large: bool, together: list[Command] | None
+    ) -> Command:
         number = next(self.numbers)
         packed: Any = b"c%d" % number
-        if large:
-            packed = [packed, b"x" * 10]
-        command = Command(Waiter(), packed, raw, number)
-        assert self.engine.position == self.positions + len(self.unwritten)
-        (self.engine.submit_raw if raw else self.engine.submit)(command.waiter, packed)
-        self.unwritten.append(command)
+        return Command(waiter, [packed, b"x" * 10] if large else packed, raw, number, together)
 
     @precondition(lambda self: self.unwritten or self.written)
     @rule(data=st.data())
@@ -109,10 +126,11 @@ class Machine(RuleBasedStateMachine):
             command.waiter.outcome = ("cancelled",)
         packed = self.engine.withdraw(command.waiter)
         if command in self.unwritten:
-            assert packed == command.packed
-            self.unwritten.remove(command)
+            together = command.together or [command]
+            assert packed == [each.packed for each in together]
+            self.unwritten = [each for each in self.unwritten if each not in together]
         else:
-            assert packed is None
+            assert packed == []
 
     @precondition(lambda self: self.unwritten or self.written)
     @rule(data=st.data())
@@ -130,9 +148,9 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def write(self) -> None:
         assert self.engine.data_to_send(self.now) == [each.packed for each in self.unwritten]
-        batch = next(self.numbers)
+        write = next(self.numbers)
         for command in self.unwritten:
-            command.clock, command.ticket, command.batch = self.now, self.positions, batch
+            command.clock, command.ticket, command.write = self.now, self.positions, write
             self.positions += 1
         self.written += self.unwritten
         self.unwritten = []
@@ -149,14 +167,14 @@ class Machine(RuleBasedStateMachine):
             and each.clock <= before
             and (ahead_of is None or each.ticket < ahead_of)
         ]
-        open_before = [each for each in overdue if not each.waiter.done()]
+        open_before = {each.waiter for each in overdue if not each.waiter.done()}
         count = self.engine.expire(before, ahead_of=ahead_of, make_error=late)
         assert count == len(open_before)
-        for command in open_before:
-            kind, error = command.waiter.outcome
+        for waiter in open_before:
+            kind, error = waiter.outcome
             assert kind == "exception"
             assert isinstance(error, CommandTimeoutError)
-        errors = [id(each.waiter.outcome[1]) for each in open_before]
+        errors = [id(each.outcome[1]) for each in open_before]
         assert len(set(errors)) == len(errors), "one exception for two callers"
 
     @precondition(lambda self: self.written)
@@ -167,8 +185,8 @@ class Machine(RuleBasedStateMachine):
         auth = next(each for each in self.written if each.ticket == position)
         self.engine.restart_clock_behind(position, self.now)
         for command in self.written:
-            # The clock is kept per batch, so what stood in the same write as AUTH goes with it.
-            if command.batch >= auth.batch:
+            # The clock is kept per write, so what stood in the same write as AUTH goes with it.
+            if command.write >= auth.write:
                 command.clock = self.now
 
     @invariant()
@@ -180,6 +198,7 @@ class Machine(RuleBasedStateMachine):
         assert oldest == expected
         assert self.engine.in_flight == len(self.written) + len(self.unwritten)
         assert self.engine.unwritten == len(self.unwritten)
+        assert self.engine._raw == sum(each.raw for each in self.written + self.unwritten)
 
     # -- the server
 
@@ -232,30 +251,40 @@ class Machine(RuleBasedStateMachine):
                 continue
             assert self.written.pop(0) is command
             self.answered_by_server -= 1
+            command.expected = value
             if before[command.number] is not None:
                 assert command.waiter.outcome is before[command.number], "a late reply was used"
-                continue
-            kind, got = command.waiter.outcome
-            assert kind == value[0]
-            if kind == "result":
-                assert got == value[1]
-            else:
-                assert isinstance(got, value[1])
+            elif command.together is None:
+                self._check(command, command.waiter.outcome)
+            elif command is command.together[-1]:
+                kind, got = command.waiter.outcome
+                assert kind == "result"
+                for each, reply in zip(command.together, got, strict=True):
+                    is_error = isinstance(reply, Exception)
+                    self._check(each, ("exception" if is_error else "result", reply))
         assert len(self.pushes) == self.expected_pushes
         for command in self.written:
             assert command.waiter.outcome is before[command.number], "a reply that is not its own"
 
+    def _check(self, command: Command, outcome: Any) -> None:
+        kind, got = outcome
+        assert kind == command.expected[0]
+        if kind == "result":
+            assert got == command.expected[1]
+        else:
+            assert isinstance(got, command.expected[1])
+
     @rule()
     def lose(self) -> None:
-        open_before = [
-            (each, each in self.written)
+        open_before = {
+            each.waiter: each in self.written
             for each in self.written + self.unwritten
             if not each.waiter.done()
-        ]
+        }
         self.engine.connection_lost(lost)
         errors = []
-        for command, was_written in open_before:
-            kind, error = command.waiter.outcome
+        for waiter, was_written in open_before.items():
+            kind, error = waiter.outcome
             assert kind == "exception"
             assert isinstance(error, ConnectionLostError)
             assert error.written is was_written
@@ -347,3 +376,74 @@ async def test_a_future_serves_as_a_waiter():
     engine.data_to_send(0)
     engine.receive(b":4\r\n")
     assert await future == 4
+
+
+# ------------------------------------------------------------------------------------- batches
+
+
+def test_a_batch_is_one_list_of_replies_with_errors_as_values():
+    engine, waiter, behind = engine_of(), Waiter(), Waiter()
+    engine.submit_batch(waiter, [b"a", [b"b", b"c"], b"d"])
+    engine.submit(behind, b"e")
+    assert engine.in_flight == engine.unwritten == engine.position == 4
+    assert engine.data_to_send(0) == [b"a", [b"b", b"c"], b"d", b"e"]
+    engine.receive(b"+1\r\n-ERR two\r\n+3\r")
+    assert not waiter.done()
+    engine.receive(b"\n+behind\r\n")
+    kind, (one, two, three) = waiter.outcome
+    assert (kind, one, str(two), three) == ("result", b"1", "ERR two", b"3")
+    assert isinstance(two, hiredis.ReplyError)
+    assert behind.outcome == ("result", b"behind")
+
+
+def test_replies_of_a_batch_are_raw_one_by_one():
+    snowman = b"$3\r\n\xe2\x98\x83\r\n"
+    engine, waiter, behind = engine_of(encoding="utf-8"), Waiter(), Waiter()
+    engine.submit_batch(waiter, [b"a", b"b", b"c"], raw=[1])
+    engine.submit(behind, b"d")
+    engine.data_to_send(0)
+    for byte in snowman * 4:  # the decode flag acts in the middle of a reply, too
+        engine.receive(bytes([byte]))
+    assert waiter.outcome == ("result", ["\N{SNOWMAN}", b"\xe2\x98\x83", "\N{SNOWMAN}"])
+    assert behind.outcome == ("result", "\N{SNOWMAN}")
+
+
+def test_a_reply_in_a_batch_that_cannot_be_decoded_is_a_value_like_an_error():
+    engine, waiter = engine_of(encoding="utf-8"), Waiter()
+    engine.submit_batch(waiter, [b"a", b"b"])
+    engine.data_to_send(0)
+    engine.receive(b"$2\r\n\xff\xfe\r\n+ok\r\n")
+    garbled, fine = waiter.outcome[1]
+    assert isinstance(garbled, UnicodeDecodeError)
+    assert fine == "ok"
+
+
+def test_a_batch_that_failed_half_way_drops_the_rest_of_its_replies():
+    engine, waiter, behind = engine_of(), Waiter(), Waiter()
+    engine.submit_batch(waiter, [b"a", b"b", b"c"])
+    engine.data_to_send(0)
+    engine.receive(b"+1\r\n")
+    assert engine.expire(1, ahead_of=None, make_error=late) == 1, "one caller, one error"
+    failure = waiter.outcome
+    assert isinstance(failure[1], CommandTimeoutError)
+    engine.submit(behind, b"d")
+    engine.data_to_send(2)
+    engine.receive(b"+2\r\n-ERR 3\r\n+4\r\n")
+    assert waiter.outcome is failure
+    assert behind.outcome == ("result", b"4")
+
+
+@pytest.mark.parametrize("raw", [[], [0], [1, 2], [0, 1, 2]])
+def test_a_batch_is_taken_back_as_a_whole_and_nothing_else(raw: list[int]):
+    engine = engine_of(encoding="utf-8")
+    before, gone, after = Waiter(), Waiter(), Waiter()
+    engine.submit_raw(before, b"a")
+    engine.submit_batch(gone, [b"b", [b"c", b"d"], b"e"], raw)
+    engine.submit_batch(after, [b"f", b"g"], [1])
+    assert engine.withdraw(gone) == [b"b", [b"c", b"d"], b"e"]
+    assert engine.withdraw(gone) == []
+    assert engine.data_to_send(0) == [b"a", b"f", b"g"]
+    engine.receive(b"$1\r\n\xff\r\n+f\r\n$1\r\n\xff\r\n")
+    assert before.outcome == ("result", b"\xff")
+    assert after.outcome == ("result", ["f", b"\xff"])
+    assert engine.withdraw(after) == []
