@@ -27,8 +27,9 @@ from ._multiplex._routing import (
     route,
 )
 from ._options import check_alone, check_host_for_plaintext, check_seconds, check_sign_in
+from ._pipeline import EntraPipeline
 from ._plans import Plan, plan_for
-from ._recovery import answered, is_to_recover_from
+from ._recovery import answered, is_to_recover_from, sent_elsewhere
 from ._redis_py import (
     EMPTY_RESPONSE,
     NEVER_DECODE,
@@ -49,7 +50,6 @@ from ._redis_py import (
 from ._source import TokenSource
 from .errors import (
     ClosedError,
-    ClusterModeError,
     CommandRefusedError,
     ConfigurationError,
     ConnectionLostError,
@@ -304,13 +304,7 @@ class EntraRedis(redis.asyncio.Redis):
         if isinstance(exc, redis_exceptions.ResponseError):
             if EMPTY_RESPONSE in options:
                 return options[EMPTY_RESPONSE]
-            # By its text, too: redis-py 5 has no class for it outside of its cluster client.
-            if isinstance(exc, redis_exceptions.MovedError) or str(exc).startswith("MOVED "):
-                raise ClusterModeError(
-                    f"{self._multiplexed!r} is a node of a cluster and sent this command elsewhere "
-                    f"({exc}): connect with cluster=True"
-                ) from exc
-            raise exc
+            raise sent_elsewhere(exc, self._multiplexed) or exc  # type: ignore[arg-type]
         if is_to_recover_from(exc):
             return await self._submit_again(exc, plan, args, options)
         raise exc
@@ -403,9 +397,11 @@ class EntraRedis(redis.asyncio.Redis):
     # What takes a connection from the pool asks first: the pool itself would open a new one.
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Any:
-        """Queue commands to be sent together, as in redis-py; on a connection of the pool."""
+        """Queue commands to be sent together, as in redis-py, see :class:`EntraPipeline`."""
         self._check_open()
-        return super().pipeline(transaction, shard_hint)
+        if self._multiplexed is None:
+            return super().pipeline(transaction, shard_hint)
+        return EntraPipeline(self, transaction, shard_hint)
 
     def pubsub(self, **kwargs: Any) -> Any:
         """Publish/subscribe as in redis-py, on a connection of its own."""

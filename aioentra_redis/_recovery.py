@@ -16,9 +16,9 @@ from redis import exceptions as redis_exceptions
 from ._multiplex._connection import MultiplexedConnection
 from ._multiplex._session import Session
 from ._redis_py import retry_delays
-from .errors import ConnectionLostError, MaybeExecutedError
+from .errors import ClusterModeError, ConnectionLostError, MaybeExecutedError
 
-__all__ = ["answered", "is_to_recover_from"]
+__all__ = ["answered", "is_to_recover_from", "sent_elsewhere"]
 
 LOADING_DELAY: Final = 0.1
 """Seconds until a command is tried again that a server refused because it is loading its data."""
@@ -37,12 +37,14 @@ async def answered(
     repeatable: bool,
     retry: Any,
     failure: redis_exceptions.RedisError | None = None,
+    accept: Callable[[Any], None] | None = None,
 ) -> Any:
     """Submit once there is a session with room, again where that repeats nothing; the reply.
 
     ``submit`` queues the same thing each time it is called, ``name`` says what it is, for errors;
     ``repeatable`` is True for what changes nothing; ``retry`` is the user's redis-py ``Retry`` or
-    None; ``failure`` how a first attempt has ended that was made elsewhere. Attempts end
+    None; ``failure`` how a first attempt has ended that was made elsewhere; ``accept`` raises
+    BusyLoadingError where the reply says that nothing was executed. Attempts end
     ``recovery_timeout`` after the first failure.
 
     Raises what ``admit`` and the reply raise, ``MaybeExecutedError`` for a write that may have
@@ -76,7 +78,10 @@ async def answered(
         finally:
             session.admitted()
         try:
-            return await future
+            reply = await future
+            if accept is not None:
+                accept(reply)
+            return reply
         except asyncio.CancelledError:
             session.withdraw(future)
             raise
@@ -93,3 +98,18 @@ def maybe_executed(name: str, failure: redis_exceptions.RedisError) -> MaybeExec
     )
     error.__cause__ = failure.__cause__
     return error
+
+
+def sent_elsewhere(
+    error: redis_exceptions.ResponseError, multiplexed: MultiplexedConnection
+) -> ClusterModeError | None:
+    """What to raise instead of MOVED, None for any other error."""
+    # By its text, too: redis-py 5 has no class for it outside of its cluster client.
+    if isinstance(error, redis_exceptions.MovedError) or str(error).startswith("MOVED "):
+        instead = ClusterModeError(
+            f"{multiplexed!r} is a node of a cluster and sent this command elsewhere ({error}): "
+            "connect with cluster=True"
+        )
+        instead.__cause__ = error
+        return instead
+    return None

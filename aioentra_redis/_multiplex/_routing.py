@@ -20,6 +20,7 @@ __all__ = [
     "is_read_only",
     "remedy",
     "route",
+    "route_in_pipeline",
     "static_route",
 ]
 
@@ -112,6 +113,12 @@ REMEDIES_WITH_TOKENS: dict[str, str] = {
 }
 """What is refused besides where a token source signs in."""
 
+IN_PIPELINES = frozenset(("DISCARD", "UNWATCH", "WAIT", "WAITAOF"))
+"""What is refused by itself and has its use in a pipeline, on a dedicated connection. WAIT then
+answers for the writes in front of it; on the shared connection it would stall everybody."""
+
+_ALONE = "send it by itself, outside of pipelines"
+
 _CONTAINERS = frozenset(
     name.split()[0] for name in (*REMEDIES, *OUT_OF_BAND, *STATE_OF_A_CONNECTION) if " " in name
 )
@@ -192,6 +199,18 @@ def route(args: Sequence[Any], *, with_tokens: bool = False) -> Route:
     return static_route(words, with_tokens=with_tokens) or Route.SHARED
 
 
+def route_in_pipeline(args: Sequence[Any], alone: Route, *, immediate: bool = False) -> Route:
+    """Where a pipeline goes that holds the command ``args``, whose own route is ``alone``.
+
+    A dedicated connection goes back to the pool, so what would change it for the next user is
+    refused there, too. ``immediate`` is for what is sent by itself on the pipeline's connection.
+    """
+    first = command_words(args).partition(" ")[0]
+    if first in IN_PIPELINES or (immediate and first == "WATCH"):
+        return Route.DEDICATED
+    return Route.REFUSED if alone is Route.LAST else alone
+
+
 def _has_block(arguments: Sequence[Any]) -> bool:
     for argument in arguments:
         word = _text(argument).upper()
@@ -209,5 +228,5 @@ def is_read_only(words: str) -> bool:
 
 def remedy(words: str) -> str:
     """What to use instead of a refused command."""
-    known = {**REMEDIES, **REMEDIES_WITH_TOKENS}
+    known = {**REMEDIES, **REMEDIES_WITH_TOKENS, **dict.fromkeys(LAST_COMMANDS, _ALONE)}
     return known.get(words) or known[words.partition(" ")[0]]

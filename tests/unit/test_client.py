@@ -13,14 +13,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff, NoBackoff
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.credentials import UsernamePasswordCredentialProvider
-from support.scripted_peer import CUT, HANG, OK, Peer, bulk
+from support.place import Place
+from support.scripted_peer import CUT, HANG, OK, bulk
 from support.token_fakes import Clock, Credential, source_of
 
 from aioentra_redis import EntraRedis, TokenState
 from aioentra_redis._client import MAX_PLANS
 from aioentra_redis._multiplex import _connection
 from aioentra_redis._multiplex._session import FEW, HIGH_WATER
-from aioentra_redis._redis_py import packer
 from aioentra_redis.errors import (
     ClosedError,
     ClusterModeError,
@@ -41,38 +41,12 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-class Place:
-    """Clients of one scripted peer; their dials take no time."""
-
-    def __init__(self) -> None:
-        self.peer = Peer()
-        self.dials = 0
-        self.clients: list[EntraRedis] = []
-        self.encoding: str | None = None
-        self.on_dial: Any = lambda dialed: None
-
-    async def dial(self, pool: Any) -> Any:
-        self.dials += 1
-        await asyncio.sleep(0)
-        connection = pool.connection_class(**pool.connection_kwargs)
-        dialed = self.peer.dialed(pack=packer(connection), encoding=self.encoding)
-        self.on_dial(dialed)
-        return dialed
-
-    def client(self, **options: Any) -> EntraRedis:
-        made = EntraRedis(host="peer", **options)
-        self.clients.append(made)
-        return made
-
-
 @pytest.fixture
 async def place(monkeypatch):
     made = Place()
     monkeypatch.setattr(_connection, "dial", made.dial)
     yield made
-    for client in made.clients:
-        client._multiplexed._close_timeout = 0.01
-        await client.aclose()
+    await made.aclose()
 
 
 # -------------------------------------------------------------------------------------- plain

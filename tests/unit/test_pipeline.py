@@ -1,0 +1,743 @@
+"""Pipelines and transactions of the client on its shared connection, over a scripted peer."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import Any
+
+import pytest
+import redis.asyncio
+from redis import exceptions as redis_exceptions
+from redis.asyncio.client import Pipeline
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+from redis.client import EMPTY_RESPONSE, NEVER_DECODE
+from support.place import Place
+from support.resp import pack
+from support.scripted_peer import CUT, HANG, OK, Peer, bulk
+from support.token_fakes import Clock, Credential, source_of
+
+from aioentra_redis import EntraRedis, _pipeline
+from aioentra_redis._multiplex import _connection
+from aioentra_redis._multiplex._session import FEW, HIGH_WATER
+from aioentra_redis._pipeline import EntraPipeline
+from aioentra_redis.errors import (
+    ClosedError,
+    ClusterModeError,
+    CommandRefusedError,
+    CommandTimeoutError,
+    MaybeExecutedError,
+)
+
+pytestmark = pytest.mark.looptime
+
+MULTI, EXEC = pack("MULTI"), pack("EXEC")
+LOADING = b"-LOADING Redis is loading the dataset in memory\r\n"
+MOVED = b"-MOVED 3999 10.0.0.9:7001\r\n"
+ABORTED = b"-EXECABORT Transaction discarded because of previous errors.\r\n"
+
+
+class Transactional(Peer):
+    """A peer that queues what stands between MULTI and EXEC."""
+
+    def __init__(self, **script: Any) -> None:
+        super().__init__(**script)
+        self.queued: list[bytes] | None = None
+        self.aborted = False
+
+    def usual_answer(self, name: str, words: list[bytes]) -> bytes:
+        return super().usual_answer("INCR" if name == "INCRBY" else name, words)
+
+    def steps_for(self, words: list[bytes]) -> list[Any]:
+        steps = super().steps_for(words)
+        name = words[0].upper()
+        if steps != [b"-ERR unknown command\r\n"] and name in (b"MULTI", b"EXEC"):
+            return steps  # the script knows better
+        if name == b"MULTI":
+            self.queued, self.aborted = [], False
+            return [OK]
+        if name == b"EXEC":
+            queued, self.queued = self.queued, None
+            if queued is None:
+                return [b"-ERR EXEC without MULTI\r\n"]
+            return [ABORTED if self.aborted else b"*%d\r\n" % len(queued) + b"".join(queued)]
+        if self.queued is not None:
+            if steps[0].startswith(b"-QUEUEING"):
+                self.aborted = True
+                return [b"-" + steps[0][len(b"-QUEUEING ") :]]
+            self.queued.append(b"".join(steps))
+            return [b"+QUEUED\r\n"]
+        return steps
+
+
+@pytest.fixture
+async def place(monkeypatch):
+    made = Place(Transactional())
+    monkeypatch.setattr(_connection, "dial", made.dial)
+    yield made
+    await made.aclose()
+
+
+def written(place: Place) -> list[bytes]:
+    """What each write since the last call was, on the newest connection."""
+    wire: Any = place.peer.connections[-1]._send.__self__  # type: ignore[attr-defined]
+    writes = list(wire.writes)
+    wire.writes.clear()
+    return writes
+
+
+async def error_of(awaitable: Any) -> BaseException:
+    try:
+        reply = await awaitable
+    except BaseException as exc:
+        return exc
+    raise AssertionError(f"no error but {reply!r}")
+
+
+async def crowd(client: EntraRedis) -> None:
+    """Have so many callers that the next turn of the loop is waited for before a write."""
+    await asyncio.gather(*[client.ping() for _ in range(FEW + 2)])
+
+
+# --------------------------------------------------------------------------------- on the wire
+
+
+async def test_a_pipeline_is_one_write(place: Place):
+    client = place.client()
+    await client.ping()
+    written(place)
+    pipe = client.pipeline(transaction=False)
+    pipe.set("k", 1).incr("k").get("k").execute_command("CONFIG GET", "x").set("e", "v", ex=5)
+    assert len(pipe) == 5
+    place.peer.script["CONFIG"] = [b"%1\r\n+x\r\n+y\r\n"]
+    results = await pipe.execute()
+    assert results[:3] == [True, 2, b"2"]
+    assert results[4] is True
+    assert list(results[3].values()) in (["y"], [b"y"])
+    words = ["SET", "k", "1"], ["INCRBY", "k", "1"], ["GET", "k"], ["CONFIG", "GET", "x"]
+    assert written(place) == [
+        b"".join(pack(*each) for each in words) + pack("SET", "e", "v", "EX", "5")
+    ]
+    assert len(pipe) == 0
+    assert pipe
+    assert await pipe.execute() == []
+    assert written(place) == []
+
+
+async def test_a_transaction_is_one_write_between_multi_and_exec(place: Place):
+    client = place.client()
+    await client.ping()
+    written(place)
+    async with client.pipeline() as pipe:
+        assert await pipe.set("k", 1).incr("k").execute() == [True, 2]
+        pipe.multi()  # without WATCH it says nothing new
+        assert await pipe.get("k").execute() == [b"2"]
+    body = pack("SET", "k", "1") + pack("INCRBY", "k", "1")
+    assert written(place) == [MULTI + body + EXEC, MULTI + pack("GET", "k") + EXEC]
+
+
+async def test_neighbours_never_come_between(place: Place):
+    client = place.client()
+    await crowd(client)
+    written(place)
+    results = await asyncio.gather(
+        client.get("a"),
+        client.pipeline().set("k", "v").get("k").execute(),
+        client.get("k"),
+        client.pipeline(transaction=False).get("k").incr("n").execute(),
+        client.incr("n"),
+    )
+    assert results == [None, [True, b"v"], b"v", [b"v", 1], 2]
+    assert written(place) == [
+        pack("GET", "a")
+        + MULTI
+        + pack("SET", "k", "v")
+        + pack("GET", "k")
+        + EXEC
+        + pack("GET", "k")
+        + pack("GET", "k")
+        + pack("INCRBY", "n", "1")
+        + pack("INCRBY", "n", "1")
+    ]
+
+
+async def test_the_object_is_redis_pys(place: Place):
+    client = place.client()
+    pipe = client.pipeline()
+    assert isinstance(pipe, EntraPipeline)
+    assert isinstance(pipe, Pipeline)
+    assert await pipe is pipe
+    assert bool(pipe)
+    assert len(pipe) == 0
+    pipe.get("k")
+    await pipe.reset()
+    assert len(pipe) == 0
+    pipe.get("k")
+    await pipe.aclose()
+    assert len(pipe) == 0
+    pipe.multi()
+    with pytest.raises(redis_exceptions.RedisError, match="nested"):
+        pipe.multi()
+    with pytest.raises(redis_exceptions.RedisError, match="WATCH after a MULTI"):
+        await pipe.watch("k")
+    await pipe.reset()
+    pipe.get("k")
+    with pytest.raises(redis_exceptions.RedisError, match="already been issued"):
+        pipe.multi()
+    assert await pipe.unwatch() is True
+
+
+async def test_a_client_on_one_connection_keeps_redis_pys_own(place: Place):
+    client = place.client(single_connection_client=True)
+    try:
+        assert type(client.pipeline()) is Pipeline
+    finally:
+        await client.aclose()
+        place.clients.clear()
+
+
+async def test_it_keeps_its_client_open(place: Place):
+    pipe = place.client().pipeline().get("k")
+    place.clients.clear()
+    gc.collect()
+    assert await pipe.execute() == [None]
+    await pipe._client.aclose()
+
+
+async def test_a_closed_client_sends_nothing(place: Place):
+    clock = Clock()  # with tokens closing is final
+    client = place.client(token_source=source_of(Credential(clock), clock), allow_plaintext=True)
+    pipe, watching = client.pipeline().get("k"), client.pipeline()
+    await client.aclose()
+    assert isinstance(await error_of(pipe.execute()), ClosedError)
+    assert isinstance(await error_of(watching.watch("k")), ClosedError)
+    with pytest.raises(ClosedError):
+        client.pipeline()
+    assert place.dials == 0
+
+
+async def test_without_tokens_a_closed_client_may_be_used_again(place: Place):
+    client = place.client()
+    pipe = client.pipeline().set("k", "v")
+    await client.ping()
+    await client.aclose()
+    assert await pipe.execute() == [True]
+    assert place.dials == 2
+
+
+# ------------------------------------------------------------------------------------ replies
+
+
+async def test_callbacks_are_redis_pys_and_may_be_awaitable(place: Place):
+    client = place.client()
+
+    async def later(reply: Any, **options: Any) -> Any:
+        await asyncio.sleep(0.01)
+        return [reply, options]
+
+    client.set_response_callback("GET", later)
+    for transaction in (False, True):
+        pipe = client.pipeline(transaction)
+        pipe.execute_command("GET", "k", keys=["k"], extra=1)
+        assert await pipe.execute() == [[None, {"extra": 1}]]
+        pipe.set_response_callback("GET", lambda reply, **options: "new")
+        assert await pipe.get("k").execute() == ["new"]
+        assert await client.get("k") == "new", "client and pipelines share them"
+        client.set_response_callback("GET", later)
+
+
+async def test_empty_responses_are_redis_pys(place: Place):
+    """In a transaction the command isn't sent at all; without, the value replaces an error."""
+    client = place.client()
+    for empty in ([], None, "nothing"):
+        pipe = client.pipeline(transaction=False)
+        pipe.execute_command("NONSENSE", **{EMPTY_RESPONSE: empty}).get("k")
+        assert await pipe.execute() == [empty, None]
+        pipe.execute_command("GET", "k", **{EMPTY_RESPONSE: empty})
+        assert await pipe.execute() == [None]
+        written(place)
+        pipe = client.pipeline()
+        pipe.set("k", "v").execute_command("MGET", **{EMPTY_RESPONSE: empty}).get("k")
+        assert await pipe.execute() == [True, empty, b"v"]
+        assert written(place) == [MULTI + pack("SET", "k", "v") + pack("GET", "k") + EXEC]
+        place.peer.values.clear()
+
+
+async def test_replies_stay_bytes_one_by_one(place: Place):
+    place.encoding = "utf-8"
+    client = place.client(decode_responses=True)
+    place.peer.script["DUMP"] = [bulk(b"\xff\x00"), bulk(b"\xff\x01")]
+    pipe = client.pipeline(transaction=False)
+    pipe.set("k", "v").dump("k").get("k").execute_command("DUMP", "k", **{NEVER_DECODE: True})
+    assert await pipe.get("k").execute() == [True, b"\xff\x00", "v", b"\xff\x01", "v"]
+
+
+async def test_a_reply_that_cannot_be_decoded_is_its_own_callers_error(place: Place):
+    place.encoding = "utf-8"
+    client = place.client(decode_responses=True)
+    await client.ping()
+    place.peer.values[b"bad"] = b"\xff"
+    pipe = client.pipeline(transaction=False).get("bad").set("k", "v")
+    results = await asyncio.gather(
+        pipe.execute(), client.get("k"), client.pipeline().get("bad").execute(), client.get("k"),
+        return_exceptions=True,
+    )  # fmt: skip
+    assert isinstance(results[0], UnicodeDecodeError)
+    assert results[1] == "v"
+    assert isinstance(results[2], UnicodeDecodeError)
+    assert results[3] == "v"
+
+
+async def test_errors_are_annotated_as_redis_py_annotates_them(place: Place):
+    client = place.client()
+    for transaction in (False, True):
+        pipe = client.pipeline(transaction)
+        error = await error_of(pipe.set("k", "v").execute_command("NONSENSE", "a b").execute())
+        assert isinstance(error, redis_exceptions.ResponseError)
+        assert str(error).startswith("Command # 2 (NONSENSE a b) of pipeline caused error:")
+        assert "unknown command" in str(error)
+        assert len(pipe) == 0
+        results = await pipe.get("k").execute_command("NONSENSE").get("k").execute(False)
+        assert (results[0], results[2]) == (b"v", b"v")
+        assert isinstance(results[1], redis_exceptions.ResponseError)
+        assert str(results[1]) == "unknown command"
+
+
+async def test_a_callback_that_raises_a_response_error_is_an_error_reply(place: Place):
+    """LOCK and scripting helpers do so; redis-py's pipelines take it for one, too."""
+
+    def refuse(reply: Any, **options: Any) -> Any:
+        raise redis_exceptions.ResponseError("no good")
+
+    client = place.client()
+    client.set_response_callback("ECHO", refuse)
+    pipe = client.pipeline(transaction=False)
+    error = await error_of(pipe.get("k").echo("x").execute())
+    assert str(error).startswith("Command # 2 (ECHO x) of pipeline caused error")
+    results = await pipe.echo("x").get("k").execute(raise_on_error=False)
+    assert [type(each) for each in results] == [redis_exceptions.ResponseError, type(None)]
+
+
+async def test_a_command_refused_while_it_was_queued_is_the_error(place: Place):
+    client = place.client()
+    place.peer.script["BAD"] = lambda *words: b"-QUEUEING ERR no such thing\r\n"
+    pipe = client.pipeline().set("k", "v")
+    error = await error_of(pipe.execute_command("BAD", "x").execute_command("BAD", "y").execute())
+    assert str(error).startswith("Command # 2 (BAD x) of pipeline caused error: ('no such thing'")
+    assert isinstance(error.__cause__, redis_exceptions.ExecAbortError)
+    place.peer.script["EXEC"] = [ABORTED]
+    assert isinstance(await error_of(pipe.get("k").execute()), redis_exceptions.ExecAbortError)
+
+
+async def test_a_transaction_without_multi_says_so(place: Place):
+    """Where an ACL denies MULTI the commands run all the same; redis-py does no better."""
+    client = place.client()
+    place.peer.script["MULTI"] = [b"-NOPERM no permissions to run the 'multi' command\r\n"]
+    error = await error_of(client.pipeline().set("k", "v").get("k").execute())
+    assert isinstance(error, redis_exceptions.ResponseError)
+    assert "EXEC without MULTI" in str(error)
+    assert await client.get("k") == b"v"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "says"),
+    [
+        (b"_\r\n", redis_exceptions.WatchError, "Watched variable changed"),
+        (b"*-1\r\n", redis_exceptions.WatchError, "Watched variable changed"),
+        (b"*1\r\n+OK\r\n", redis_exceptions.ResponseError, "Wrong number of response items"),
+        (b"-NOAUTH Authentication required.\r\n", redis_exceptions.AuthenticationError, "requ"),
+    ],
+)
+async def test_odd_answers_to_exec(place: Place, answer: bytes, error: type, says: str):
+    client = place.client()
+    place.peer.script["EXEC"] = [answer]
+    place.peer.queued = None
+    got = await error_of(client.pipeline().set("k", "v").get("k").execute())
+    assert type(got) is error
+    assert says in str(got)
+    place.peer.queued = None
+    assert await client.echo("in step") == b"in step"
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_what_is_no_answer_to_a_command_is_raised(place: Place, transaction: bool):
+    client = place.client()
+    place.peer.script["GET"] = [b"-QUEUEING NOAUTH Authentication required.\r\n"]
+    if not transaction:
+        place.peer.script["GET"] = [b"-NOAUTH Authentication required.\r\n"]
+    error = await error_of(client.pipeline(transaction).set("a", 1).get("k").execute(False))
+    assert type(error) is redis_exceptions.AuthenticationError
+    assert await client.get("k") is None
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_moved_means_that_this_is_the_wrong_client(place: Place, transaction: bool):
+    client = place.client()
+    moved = b"-QUEUEING " + MOVED[1:] if transaction else MOVED
+    place.peer.script["INCRBY"] = lambda *words: moved
+    error = await error_of(client.pipeline(transaction).get("a").incr("k").execute())
+    assert isinstance(error, ClusterModeError)
+    assert "cluster=True" in str(error)
+    assert "MOVED" in str(error.__cause__) or "3999" in str(error.__cause__)
+    if not transaction:
+        results = await client.pipeline(False).get("a").incr("k").execute(raise_on_error=False)
+        assert results[0] is None
+        assert isinstance(results[1], ClusterModeError)
+
+
+# ----------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        (("SELECT", 1), "db="),
+        (("CLIENT", "REPLY", "OFF"), "every reply"),
+        (("CLIENT REPLY", "SKIP"), "every reply"),
+        (("client tracking", "on"), "redis.client()"),
+        (("SUBSCRIBE", "c"), "pubsub()"),
+        (("MONITOR",), "monitor()"),
+        (("MULTI",), "transaction"),
+        (("exec",), "transaction"),
+        (("watch", "k"), "transaction"),
+        (("HELLO", 2), "by itself"),
+        (("RESET",), "by itself"),
+        (("QUIT",), "by itself"),
+        (("SHUTDOWN",), "by itself"),
+    ],
+)
+async def test_refused_before_anything_is_sent(
+    place: Place, words: Any, remedy: str, transaction: bool
+):
+    client = place.client()
+    await client.ping()
+    written(place)
+    pipe = client.pipeline(transaction).set("k", "v")
+    pipe.execute_command(*words)
+    error = await error_of(pipe.get("k").execute())
+    assert isinstance(error, CommandRefusedError)
+    assert remedy in str(error)
+    assert written(place) == []
+    assert place.dials == 1
+    assert len(pipe) == 0
+    assert await pipe.get("k").execute() == [None]
+
+
+async def test_refused_on_the_connection_of_a_watch_too(place: Place):
+    pipe = place.client().pipeline()
+    for words in (("SELECT", 3), ("CLIENT", "REPLY", "OFF"), ("QUIT",), ("MULTI",)):
+        assert isinstance(
+            await error_of(pipe.immediate_execute_command(*words)), CommandRefusedError
+        )
+    assert pipe.connection is None
+
+
+@pytest.mark.parametrize("wrong", [None, True, object(), [1], "\ud800"])
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_bad_input_is_refused_before_anything_is_sent(
+    place: Place, wrong: Any, transaction: bool
+):
+    client = place.client()
+    await client.ping()
+    written(place)
+    pipe = client.pipeline(transaction).set("k", "v").get("k").set("k", wrong).get("k")
+    error = await error_of(pipe.execute())
+    assert isinstance(error, (redis_exceptions.DataError, UnicodeEncodeError))
+    assert written(place) == []
+    assert client.auth_status()[0].in_flight == 0
+    assert len(pipe) == 0
+
+
+# ------------------------------------------------------------------------------- in pieces
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(_pipeline, "CHUNK_COMMANDS", 3)
+    monkeypatch.setattr(_pipeline, "CHUNK_BYTES", 400)
+
+
+@pytest.mark.usefixtures("small_pieces")
+async def test_long_pipelines_go_in_pieces_one_after_the_other(place: Place):
+    client = place.client()
+    await client.ping()
+    written(place)
+    pipe = client.pipeline(transaction=False)
+    for number in range(7):
+        pipe.set(f"k{number}", number)
+    assert await pipe.execute() == [True] * 7
+    sets = [pack("SET", f"k{n}", f"{n}") for n in range(7)]
+    assert written(place) == [b"".join(sets[0:3]), b"".join(sets[3:6]), sets[6]]
+    for number in range(6):
+        pipe.set(f"k{number}", "x" * 200)
+    assert await pipe.execute() == [True] * 6
+    assert [each.count(b"SET") for each in written(place)] == [2, 2, 2]
+
+
+@pytest.mark.usefixtures("small_pieces")
+async def test_a_transaction_is_never_cut(place: Place):
+    client = place.client()
+    await client.ping()
+    written(place)
+    pipe = client.pipeline()
+    for number in range(20):
+        pipe.set(f"k{number}", "x" * 300)
+    assert await pipe.execute() == [True] * 20
+    assert len(written(place)) == 1
+
+
+@pytest.mark.usefixtures("small_pieces")
+async def test_raw_replies_keep_their_places_in_pieces(place: Place):
+    place.encoding = "utf-8"
+    client = place.client(decode_responses=True)
+    place.peer.script["DUMP"] = lambda name, key: bulk(b"\xff" + key)
+    pipe = client.pipeline(transaction=False)
+    expected: list[Any] = []
+    for number in range(11):
+        if number % 4 == 1:
+            pipe.dump(f"{number}")
+            expected.append(b"\xff%d" % number)
+        else:
+            pipe.echo(f"{number}")
+            expected.append(f"{number}")
+    assert await pipe.execute() == expected
+
+
+@pytest.mark.usefixtures("small_pieces")
+async def test_bad_input_in_the_last_piece_is_known_before_the_first_is_sent(place: Place):
+    client = place.client()
+    await client.ping()
+    written(place)
+    pipe = client.pipeline(transaction=False)
+    for number in range(14):
+        pipe.set(f"k{number}", number)
+    pipe.set("k", None)
+    assert isinstance(await error_of(pipe.execute()), redis_exceptions.DataError)
+    assert written(place) == []
+
+
+@pytest.mark.usefixtures("small_pieces")
+async def test_others_are_served_between_pieces(place: Place):
+    client = place.client()
+    place.peer.script["ECHO"] = lambda name, text: [1.0, bulk(text)]
+    pipe = client.pipeline(transaction=False)
+    for number in range(9):
+        pipe.echo(number)
+    running = asyncio.ensure_future(pipe.execute())
+    await asyncio.sleep(0.5)
+    assert await client.get("k") is None
+    assert asyncio.get_running_loop().time() == pytest.approx(3.0, abs=0.1)
+    assert await running == [b"%d" % number for number in range(9)]
+
+
+@pytest.mark.usefixtures("small_pieces")
+async def test_a_loss_in_the_middle_piece_says_which_commands_are_in_doubt(place: Place):
+    client = place.client()
+    place.peer.script["INCRBY"] = [b":1\r\n", b":2\r\n", b":3\r\n", b":4\r\n", CUT]
+    pipe = client.pipeline(transaction=False)
+    for _ in range(8):
+        pipe.incr("n")
+    error = await error_of(pipe.execute())
+    assert isinstance(error, MaybeExecutedError)
+    assert "commands 4 to 6 of a pipeline of 8" in str(error)
+    assert len(place.peer.seen("INCRBY")) == 6, "the last piece was never sent"
+
+
+async def test_the_gate_is_passed_by_pipelines_too(place: Place):
+    client = place.client()
+    await client.ping()
+    session = client._multiplexed.session
+    session.pause_writing()
+    pipe = asyncio.ensure_future(client.pipeline().set("k", b"x" * HIGH_WATER).execute())
+    single = asyncio.ensure_future(client.get("k"))
+    await asyncio.sleep(1)
+    written_before = written(place)
+    assert pack("GET", "k") not in b"".join(written_before)
+    session.resume_writing()
+    assert await pipe == [True]
+    assert await single == b"x" * HIGH_WATER
+
+
+# -------------------------------------------------------------------------------- cancellation
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_cancelled_before_the_write_nothing_is_sent(place: Place, transaction: bool):
+    client = place.client()
+    await client.ping()
+    written(place)
+    session = client._multiplexed.session
+    session._flush_scheduled = True  # a flush that does not come
+    running = asyncio.ensure_future(client.pipeline(transaction).set("k", "v").get("k").execute())
+    single = asyncio.ensure_future(client.get("o"))
+    await asyncio.sleep(0.1)
+    assert session.in_flight == (5 if transaction else 3)
+    running.cancel()
+    assert isinstance(await error_of(running), asyncio.CancelledError)
+    assert session.in_flight == 1
+    session._flush()
+    assert await single is None
+    assert written(place) == [pack("GET", "o")]
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_cancelled_at_the_gate_nothing_is_sent_and_the_next_is_let_in(
+    place: Place, transaction: bool
+):
+    client = place.client()
+    await client.ping()
+    written(place)
+    client._multiplexed.session.pause_writing()
+    pipe = client.pipeline(transaction).set("k", "v").get("k")
+    running = asyncio.ensure_future(pipe.execute())
+    behind = asyncio.ensure_future(client.pipeline(transaction).get("o").execute())
+    await asyncio.sleep(0.1)
+    running.cancel()
+    assert isinstance(await error_of(running), asyncio.CancelledError)
+    assert len(pipe) == 0
+    client._multiplexed.session.resume_writing()
+    assert await behind == [None]
+    assert pack("SET", "k", "v") not in b"".join(written(place))
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_cancelled_after_the_write_it_is_executed(place: Place, transaction: bool):
+    client = place.client()
+    place.peer.script["ECHO"] = lambda name, text: [0.2, bulk(text)]
+    pipe = client.pipeline(transaction).echo("x") if not transaction else client.pipeline()
+    running = asyncio.ensure_future(pipe.set("k", "v").incr("n").execute())
+    while not place.peer.seen("INCRBY"):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    running.cancel()
+    assert isinstance(await error_of(running), asyncio.CancelledError)
+    assert await client.get("k") == b"v"
+    assert await client.get("n") == b"1"
+    assert client.auth_status()[0].in_flight == 0
+
+
+# ---------------------------------------------------------------------------------------- loss
+
+
+async def test_what_only_reads_is_sent_again(place: Place):
+    client = place.client()
+    place.peer.script["GET"] = [b"$1\r\na\r\n", CUT]
+    place.peer.values[b"k"] = b"v"
+    assert await client.pipeline(False).get("k").get("k").strlen("k").execute(False)
+    assert place.dials == 2
+    place.peer.script["GET"] = [CUT]
+    assert await client.pipeline(False).get("k").get("k").execute() == [b"v", b"v"]
+    assert place.dials == 3
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_a_write_that_may_have_run_is_not_repeated(place: Place, transaction: bool):
+    client = place.client()
+    place.peer.script["INCRBY"] = [CUT]
+    error = await error_of(client.pipeline(transaction).get("k").incr("n").execute())
+    assert isinstance(error, MaybeExecutedError)
+    says = "a transaction of 2 commands" if transaction else "commands 1 to 2 of a pipeline of 2"
+    assert says in str(error)
+    assert len(place.peer.seen("INCRBY")) == 1
+    place.peer.queued = None
+    assert await client.pipeline(transaction).incr("n").execute() == [1]
+
+
+async def test_the_users_retry_repeats_it(place: Place):
+    client = place.client(retry=Retry(ConstantBackoff(0.1), 2))
+    for transaction in (False, True):
+        place.peer.script["INCRBY"] = [CUT, CUT]
+        place.peer.queued = None
+        results = await client.pipeline(transaction).incr("n").get("n").execute()
+        assert results[0] in (1, 2)
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_what_was_not_written_is_sent_on_the_next_connection(place: Place, transaction: bool):
+    client = place.client()
+    await crowd(client)
+    running = asyncio.ensure_future(client.pipeline(transaction).incr("n").get("n").execute())
+    asyncio.get_running_loop().call_soon(lambda: client._multiplexed.session.close())
+    assert await running == [1, b"1"]
+    assert place.dials == 2
+    assert len(place.peer.seen("INCRBY")) == 1
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_a_late_reply_fails_it_as_a_whole_and_once(place: Place, transaction: bool):
+    client = place.client()
+    place.peer.script["INCRBY"] = [[HANG, b":1\r\n"]] if not transaction else []
+    if transaction:
+        place.peer.script["EXEC"] = [[HANG, b"*2\r\n:1\r\n+x\r\n"]]
+    assert await client.ping()
+    error = await error_of(client.pipeline(transaction).get("k").incr("n").execute())
+    assert isinstance(error, CommandTimeoutError)
+    assert len(place.peer.seen("INCRBY")) == 1
+
+
+@pytest.mark.parametrize("transaction", [False, True])
+async def test_a_server_that_loads_is_asked_again(place: Place, transaction: bool):
+    client = place.client()
+    refusal = b"-QUEUEING " + LOADING[1:] if transaction else LOADING
+    place.peer.script["INCRBY"] = [refusal, refusal]
+    place.peer.script["ECHO"] = [bulk("x")] * 3
+    pipe = client.pipeline(transaction).echo("x").incr("n")
+    assert await pipe.execute() == [b"x", 1]
+    assert len(place.peer.seen("INCRBY")) == 3
+
+
+async def test_a_server_that_loaded_half_way_is_not_asked_again(place: Place):
+    """What came after the refused command has run: repeating all would repeat that."""
+    client = place.client()
+    place.peer.script["INCRBY"] = [LOADING]
+    error = await error_of(client.pipeline(False).incr("n").incr("m").execute())
+    assert isinstance(error, redis_exceptions.BusyLoadingError)
+    assert place.peer.values == {b"m": b"1"}
+
+
+# ------------------------------------------------------------------------------------- scripts
+
+
+async def test_scripts_are_loaded_first_and_only_if_unknown(place: Place):
+    client = place.client()
+    known: list[bytes] = []
+
+    def script(name: bytes, sub: bytes, *args: bytes) -> bytes:
+        if sub == b"EXISTS":
+            return b"*%d\r\n" % len(args) + b"".join(b":%d\r\n" % (a in known) for a in args)
+        assert sub == b"LOAD"
+        known.append(first.sha.encode())
+        return bulk(first.sha)
+
+    place.peer.script["SCRIPT"] = script
+    place.peer.script["EVALSHA"] = lambda *words: b"+ran\r\n"
+    first = client.register_script("return 1")
+    for transaction in (False, True):
+        pipe = client.pipeline(transaction).set("k", "v")
+        await first(keys=["k"], client=pipe)
+        assert await pipe.execute() == [True, b"ran"]
+        assert len(place.peer.seen("SCRIPT")) == 2 + transaction
+        assert not pipe.scripts
+    assert place.dials == 1
+    assert place.peer.connections[0].commands.count([b"SCRIPT", b"LOAD", b"return 1"]) == 1
+
+
+async def test_transaction_runs_on_the_shared_connection_where_nothing_is_watched(place: Place):
+    client = place.client()
+
+    async def work(pipe: Any) -> str:
+        pipe.multi()
+        pipe.set("k", "v").get("k")
+        return "value"
+
+    assert await client.transaction(work) == [True, b"v"]
+    assert await client.transaction(work, value_from_callable=True) == "value"
+    assert place.dials == 1
+    assert not client.connection_pool._in_use_connections
+
+
+async def test_the_client_may_be_a_subclass_of_redis_pys_and_ours(place: Place):
+    client = place.client()
+    assert isinstance(client, redis.asyncio.Redis)
+    assert issubclass(EntraPipeline, redis.asyncio.Redis)
