@@ -110,6 +110,7 @@ class _SignedIn:
 
     credential_provider: SignIn
     _writer: asyncio.StreamWriter | None
+    _just_connected = False
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -123,6 +124,7 @@ class _SignedIn:
             plaintext = False
             await sign_in.tls.prepare(self)
         await super()._connect()  # type: ignore[misc]
+        self._just_connected = True
         self.transport_ready_at = asyncio.get_running_loop().time()
         if plaintext and not sign_in.allow_plaintext:
             self._refuse_plaintext_to_others()
@@ -166,7 +168,14 @@ class _SignedIn:
         return bool(await super().can_read_destructive())  # type: ignore[misc]
 
     def _refuse_worn_token(self) -> None:
-        """Raise where the server may end the connection soon and a newer token is there."""
+        """Raise where the server may end the connection soon and a newer token is there.
+
+        Not at the first look after a connect: a pool that has made the connection anew gives up if
+        it is refused again, and a token may be published during any sign-in.
+        """
+        just_connected, self._just_connected = self._just_connected, False
+        if just_connected:
+            return
         sign_in = self.credential_provider
         held, newest = sign_in.token, sign_in.source.current
         if held is None or newest is None or newest.version <= held.version:
