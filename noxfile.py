@@ -105,6 +105,14 @@ def lowest_dependencies(session: nox.Session) -> None:
 
 
 @nox.session
+def differential(session: nox.Session) -> None:
+    """Random programs on redis-py's client and ours; ``-- --commands 500000`` for more of them."""
+    session.install(*CONSTRAINTS, *requirements("tests"))
+    with session.chdir(ROOT / "tests"):
+        session.run("python", "-m", "differential", *session.posargs)
+
+
+@nox.session
 def faults(session: nox.Session) -> None:
     """What takes too long for every run of the test suite: slow servers, long outages."""
     session.install(*CONSTRAINTS, *requirements("tests"))
