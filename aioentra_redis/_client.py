@@ -20,15 +20,11 @@ from redis import exceptions as redis_exceptions
 
 from ._events import ConnectionStatus, EventCallback, EventHub
 from ._multiplex._connection import MultiplexedConnection
-from ._multiplex._routing import (
-    Route,
-    command_words,
-    remedy,
-    route,
-)
+from ._multiplex._routing import Route, command_words, remedy, route
 from ._options import check_alone, check_host_for_plaintext, check_seconds, check_sign_in
 from ._pipeline import EntraPipeline
 from ._plans import Plan, plan_for
+from ._pubsub import PubSub, SubscriberPool
 from ._recovery import answered, is_to_recover_from, sent_elsewhere
 from ._redis_py import (
     EMPTY_RESPONSE,
@@ -98,6 +94,7 @@ class EntraRedis(redis.asyncio.Redis):
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
         self._stop_listening: list[Callable[[], None]] = []
+        self._subscribers = SubscriberPool()
         check_sign_in(token_source, credential)
         check_seconds(recovery_timeout=recovery_timeout, close_timeout=close_timeout)
         if token_source is not None and not isinstance(token_source, TokenSource):
@@ -366,6 +363,7 @@ class EntraRedis(redis.asyncio.Redis):
             self._closing = None
 
     async def _close(self, close_connection_pool: bool | None) -> None:
+        await self._subscribers.aclose()
         if self._multiplexed is not None:
             await self._multiplexed.let_go()
         await super().aclose(close_connection_pool)
@@ -404,9 +402,12 @@ class EntraRedis(redis.asyncio.Redis):
         return EntraPipeline(self, transaction, shard_hint)
 
     def pubsub(self, **kwargs: Any) -> Any:
-        """Publish/subscribe as in redis-py, on a connection of its own."""
+        """Publish/subscribe as in redis-py, on a connection of its own that stays signed in."""
         self._check_open()
-        return super().pubsub(**kwargs)
+        if (source := self.token_source) is None:
+            return super().pubsub(**kwargs)
+        self._subscribers.serve(self.connection_pool, source, self._hub, self._retry)
+        return PubSub(self._subscribers, event_dispatcher=self._event_dispatcher, **kwargs)
 
     def monitor(self) -> Any:
         """MONITOR as in redis-py, on a connection of its own."""
@@ -420,7 +421,8 @@ class EntraRedis(redis.asyncio.Redis):
 
     def auth_status(self) -> list[ConnectionStatus]:
         """The ledger: for each connection its token's version and expiry, state and last AUTH."""
-        return self._multiplexed.status() if self._multiplexed is not None else []
+        owners = (self._multiplexed, self._subscribers)
+        return [row for owner in owners if owner is not None for row in owner.status()]
 
     @property
     def token_source(self) -> TokenSource | None:

@@ -20,9 +20,11 @@ __all__ = [
     "Event",
     "EventCallback",
     "EventHub",
+    "MessagesMayBeMissing",
     "Reauthenticated",
     "ReauthenticationFailed",
     "RefreshFailed",
+    "SubscriptionHandedOver",
     "TokenPublished",
     "TokenState",
     "TokenStateChanged",
@@ -139,6 +141,33 @@ class ReauthenticationFailed(Event):
     connection: str
     host: str
     token_version: int
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionHandedOver(Event):
+    """A new connection delivers the messages of a subscriber: with RESP2 a rotation needs one.
+
+    ``doubt`` is None if each message arrives once, as it does where both connections lead to one
+    server and a marker could be published there. Else it says why that can't be promised: some
+    messages may have arrived twice.
+    """
+
+    old: str
+    new: str
+    host: str
+    doubt: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesMayBeMissing(Event):
+    """A subscriber was not connected for a while; what was published meanwhile did not arrive.
+
+    It is subscribed again, on ``connection``; ``error`` is what ended the former one.
+    """
+
+    connection: str
+    host: str
     error: Exception
 
 

@@ -26,10 +26,10 @@ from .._events import (
     TokenState,
 )
 from .._lifecycle import Home
-from .._redaction import again, without_tracebacks
+from .._redaction import again
 from .._redis_py import detach, dial, pool_endpoint
 from ..errors import ClosedError, ConnectTimeoutError, LifecycleError, TokenError
-from ._reauth import Reauthenticator
+from ._reauth import Reauthenticator, report_failure
 from ._session import Session
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ class MultiplexedConnection:
             task = asyncio.get_running_loop().create_task(
                 reauthenticator.run(), name=f"aioentra_redis-reauth-{session.name}"
             )
-            task.add_done_callback(_report)
+            task.add_done_callback(report_failure)
         self._sessions[session] = task
         self.session = session
         self._installed_at = asyncio.get_running_loop().time()
@@ -390,15 +390,6 @@ class MultiplexedConnection:
     def __repr__(self) -> str:
         state = "closed" if self.closed else "connected" if self.session else "not connected"
         return f"<MultiplexedConnection to {self.host}:{self.port}, {state}>"
-
-
-def _report(task: asyncio.Task[None]) -> None:
-    """Say at once that a re-authentication task has failed, which none should.
-
-    Its connection then lives as long as its token; the one after it signs in with the newest.
-    """
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("%s has failed: %r", task.get_name(), without_tracebacks(error))
 
 
 def _nobody(*_: Any) -> None:

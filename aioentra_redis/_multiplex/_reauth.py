@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .._source import TokenSource
     from .._token import Token
 
-__all__ = ["TRANSITIONS", "Ledger", "Reauthenticator", "Rotation"]
+__all__ = ["TRANSITIONS", "Ledger", "Reauthenticator", "Rotation", "report_failure"]
 
 logger = logging.getLogger("aioentra_redis.reauth")
 
@@ -144,6 +144,10 @@ class AuthenticatedConnection(Protocol):
     host: str
     ledger: Ledger
     closed: bool
+
+    @property
+    def held_up(self) -> bool:
+        """Whether its owner does not read, so that an answer that has come can't be seen."""
 
     def authenticate(self, token: Token) -> asyncio.Future[Any]: ...
 
@@ -316,6 +320,8 @@ class Reauthenticator:
             return
         if self._only is Rotation.IN_PLACE:
             await asyncio.wait({answer}, timeout=AUTH_TIMEOUT - UNANSWERED_AUTH)
+            while self._connection.held_up and not (answer.done() or self._ended):
+                await asyncio.wait({answer}, timeout=AUTH_TIMEOUT)
             if not (answer.done() or self._ended):
                 self._failed(token, _unanswered())
             return
@@ -370,6 +376,15 @@ class Reauthenticator:
             self._hub.emit(
                 ReauthenticationFailed(connection.name, connection.host, token.version, error)
             )
+
+
+def report_failure(task: asyncio.Task[None]) -> None:
+    """Say at once that a re-authentication task has failed, which none should.
+
+    Its connection then lives as long as its token; the one after it signs in with the newest.
+    """
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("%s has failed: %r", task.get_name(), without_tracebacks(error))
 
 
 def _unanswered() -> TimeoutError:

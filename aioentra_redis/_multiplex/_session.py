@@ -74,6 +74,9 @@ class Session(asyncio.Protocol):
     Not thread-safe: it belongs to the loop that it was made in.
     """
 
+    held_up = False
+    """It always reads."""
+
     def __init__(
         self, dialed: Dialed, on_lost: Callable[[Session, Exception | None], None]
     ) -> None:

@@ -6,8 +6,8 @@ packs what hiredis' packer does not take. What is added is a hand-over: once a c
 authenticated, its socket is given to a protocol of ours (``Dialed.adopt``).
 
 A new redis-py version is this folder's problem: ``_sign_in`` gives connections their tokens,
-``_in_band`` gives them newer ones among their owner's commands,
-``_pools`` knows the pools, ``_commands`` the command layer, ``_handover`` the sockets.
+``_in_band`` gives them newer ones among their owner's commands, ``_pools`` knows the pools,
+``_commands`` the command layer, ``_handover`` the sockets, ``_pubsub`` what subscribers need.
 """
 
 from ._commands import (
@@ -32,6 +32,7 @@ from ._pools import (
     pool_from_url,
     tells_how_to_connect,
 )
+from ._pubsub import decoded, default_retry, exchange, handled_push
 from ._sign_in import SharedTLS, SignIn, sign_in_with, signs_in_with
 
 __all__ = [
@@ -45,10 +46,14 @@ __all__ = [
     "attached",
     "check_connection_options",
     "command_options",
+    "decoded",
+    "default_retry",
     "default_to_no_retries",
     "default_to_resp3",
     "detach",
     "dial",
+    "exchange",
+    "handled_push",
     "packer",
     "pool_endpoint",
     "pool_from_url",

@@ -65,6 +65,11 @@ class Dialed:
         """Seconds without traffic after which redis-py's user wants a PING; 0 for never."""
         return float(self.connection.health_check_interval or 0)
 
+    @property
+    def resp3(self) -> bool:
+        """Whether the connection speaks RESP3; otherwise it is RESP2."""
+        return str(self.connection.get_protocol()) == "3"
+
     def adopt(self, protocol: asyncio.Protocol) -> tuple[bytes, bool]:
         """Hand the socket over to ``protocol``.
 

@@ -71,7 +71,7 @@ class Peer:
 
     # -- the script ------------------------------------------------------------------------------
 
-    def steps_for(self, words: list[bytes]) -> list[Any]:
+    def steps_for(self, words: list[bytes], connection: Connection) -> list[Any]:
         name = words[0].upper().decode()
         entry = self.script.get(name)
         if callable(entry):
@@ -154,6 +154,7 @@ def dialed_over(
     on_push: Callable[[Any], Any] | None = None,
     pack: Callable[[tuple[Any, ...]], Any] = hiredis.pack_command,
     encoding: str | None = None,
+    protocol: int = 3,
 ) -> Dialed:
     """What ``dial`` returns, around any transport."""
 
@@ -164,6 +165,7 @@ def dialed_over(
     connection = SimpleNamespace(
         socket_timeout=socket_timeout,
         health_check_interval=health_check_interval,
+        get_protocol=lambda: protocol,
         _reader=SimpleNamespace(_buffer=bytearray(unread), _eof=eof),
         _writer=object(),
         _parser=SimpleNamespace(
@@ -227,7 +229,7 @@ class Connection:
         while self._steps and not (self.closed or self.hangs or self._pause):
             step = self._steps.popleft()
             if isinstance(step, list):  # a command: its steps take its place
-                self._steps.extendleft(reversed(self.peer.steps_for(step)))
+                self._steps.extendleft(reversed(self.peer.steps_for(step, self)))
             elif step is HANG:
                 self.hangs = True
             elif step is CUT:
@@ -275,6 +277,8 @@ class Wire(asyncio.Transport):
         self.lingers = False
         self.refuses: Exception | None = None
         self._ended = False
+        self.reading = True
+        self._unread: deque[bytes] = deque()
         self.connection = Connection(peer or Peer(), self.deliver, self.end)
         self._spoken_for = peer is not None
 
@@ -289,8 +293,11 @@ class Wire(asyncio.Transport):
         self._loop.call_soon(self._receive, data)
 
     def _receive(self, data: bytes) -> None:
-        if not self._ended:
-            self._protocol.data_received(data)
+        if self._ended:
+            return
+        self._unread.append(data)
+        while self._unread and self.reading and not self._ended:
+            self._protocol.data_received(self._unread.popleft())
 
     def end(self, exc: Exception | None = None) -> None:
         """The connection ends."""
@@ -323,14 +330,21 @@ class Wire(asyncio.Transport):
     def is_closing(self) -> bool:
         return self.closing
 
+    def is_reading(self) -> bool:
+        return self.reading and not self.closing
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+        self._loop.call_soon(self._receive, b"")
+
     def get_protocol(self) -> Any:
         return self._protocol
 
     def set_protocol(self, protocol: Any) -> None:
         self._protocol = protocol
-
-    def is_reading(self) -> bool:
-        return True
 
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         self.high_water = high

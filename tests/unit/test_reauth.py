@@ -81,6 +81,7 @@ class Connection:
     name = "connection-1"
     host = "peer"
     closed = False
+    held_up = False
 
     def __init__(self, held: Token, latency: float = 0.01) -> None:
         self.ledger = Ledger(self.name, held, latency)
@@ -685,6 +686,17 @@ async def test_where_it_must_be_in_place_silence_leaves_it_stale(committed):
     await asyncio.sleep(0.2)
     assert silent.ledger.state is S.STALE
     assert silent.replacements == []
+
+
+async def test_an_answer_that_its_owner_does_not_read_is_not_late(committed):
+    busy = committed(Rotation.IN_PLACE, 0.0)
+    busy.connection.held_up = True
+    busy.publish(2, life=3600.0)
+    await asyncio.sleep(292)
+    assert busy.ledger.state is S.REAUTHENTICATING
+    busy.connection.held_up = False
+    await asyncio.sleep(8.5)
+    assert busy.ledger.state is S.STALE
 
 
 async def test_where_no_auth_is_taken_a_replacement_comes(committed):
