@@ -1,8 +1,8 @@
 """Whether two clients said the same, and left the same behind.
 
 Strict: types count (``True`` is not ``1``, ``"a"`` is not ``b"a"``), errors by class and text,
-where ours may be a subclass. Two liberties, by method: an order that the server does not promise,
-and lives that have gone on meanwhile.
+where ours may be a subclass. Three liberties: an order that the server does not promise, and with
+it which of several undecodable values is met first; and lives that have gone on meanwhile.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ def compare_replies(program: Program, plain: Run, ours: Run) -> tuple[int, int]:
 def same(plain: Any, ours: Any) -> bool:
     """Whether a reply of ours is what redis-py gave."""
     if isinstance(plain, Exception):
+        if isinstance(plain, UnicodeDecodeError):  # of several, the server's order says which
+            return isinstance(ours, UnicodeDecodeError)
         return isinstance(ours, type(plain)) and str(ours) == str(plain)
     if type(plain) is not type(ours):
         return False
