@@ -18,7 +18,8 @@ from pathlib import Path
 
 from .compare import Comparison, Outcomes, entry_for, lost, read_reasons, stale, table
 from .servers import EXECUTABLES, name_and_version
-from .suite import MODULES, VERSION, Run, fetch
+from .suite import MODULES, VERSION, Run, events, fetch
+from .tokens import ROTATION
 
 REASONS = Path(__file__).with_name("exceptions.toml")
 AT_MOST = 3
@@ -28,7 +29,7 @@ ALONE_AT_MOST = 60
 
 
 def main() -> int:
-    """Return the exit code."""
+    """Run what the command line says; returns the exit code."""
     arguments = parse()
     if version("redis") != VERSION:
         print(f"these are the tests of redis {VERSION}, but {version('redis')} is installed")
@@ -51,6 +52,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--server", action="append", choices=sorted(EXECUTABLES))
     parser.add_argument("--protocol", action="append", type=int, choices=(2, 3))
     parser.add_argument("--tokens", action="store_true", help="sign in with rotating tokens")
+    parser.add_argument(
+        "--rotation", type=float, default=ROTATION, help="seconds from token to token (%(default)s)"
+    )
     parser.add_argument("-k", metavar="EXPRESSION", help="pytest's choice of tests by name")
     parser.add_argument("--work", default=".conformance", help="folder for the suite and the logs")
     parser.add_argument("--one-by-one", action="store_true", help="not two runs side by side")
@@ -73,6 +77,7 @@ class Program:
     def __init__(self, arguments: argparse.Namespace, work: Path, suite: Path) -> None:
         self._client = "tokens" if arguments.tokens else "entra"
         self._files = [f"test_{each}.py" for each in arguments.modules]
+        self._rotation = f"--rotation={arguments.rotation}"
         self._options = ["-k", arguments.k] if arguments.k else []
         self._work = work
         self._suite = suite
@@ -93,6 +98,9 @@ class Program:
             for run in clients
         ]
         plain, ours = (each.result() for each in whole)
+        if self._client == "tokens":
+            happened = events(self._work / "runs" / str(clients[1]))
+            print(", ".join(f"{kind}: {count}" for kind, count in sorted(happened.items())))
         suspects = lost(plain, ours)
         confirmed = suspects
         if len(suspects) <= ALONE_AT_MOST:
@@ -123,7 +131,11 @@ class Program:
     ) -> tuple[Outcomes, Outcomes]:
         plain, ours = (
             self._threads.submit(
-                run.outcomes, self._suite, self._work / folder / str(run), tests, options
+                run.outcomes,
+                self._suite,
+                self._work / folder / str(run),
+                tests,
+                [self._rotation, *options],
             )
             for run in clients
         )

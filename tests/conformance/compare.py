@@ -101,11 +101,10 @@ def stale(comparisons: Iterable[Comparison], reasons: Mapping[str, str]) -> list
 def read_reasons(path: Path, *, tokens: bool) -> dict[str, str]:
     """The tests that may differ, each with its reason; those of the token mode come on top."""
     tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    reasons: dict[str, str] = dict(tables["always"])
-    if tokens:
-        reasons.update(tables["tokens"])
+    listed = {**tables["always"], **(tables["tokens"] if tokens else {})}
+    reasons = {name: " ".join(reason.split()) for name, reason in listed.items()}
     for name, reason in reasons.items():
-        if "::" not in name or not reason.strip():
+        if "::" not in name or not reason:
             raise ValueError(f"{path.name}: {name!r} is no test's name or lacks a reason")
     return reasons
 

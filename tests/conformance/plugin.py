@@ -7,10 +7,13 @@ writes the outcome of each phase of each test to a file, for the comparison.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import inspect
 import json
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import IO
 
 import pytest
@@ -19,7 +22,7 @@ import redis.asyncio
 
 from aioentra_redis import EntraRedis
 
-from .tokens import TokenSignIn, close_source
+from .tokens import ROTATION, TokenSignIn, close_source, events, rotate_every
 
 PLAIN = redis.asyncio.Redis
 CLIENTS: dict[str, type[redis.asyncio.Redis]] = {
@@ -44,6 +47,7 @@ def swap(client: type[redis.asyncio.Redis]) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
     group.addoption("--client", choices=sorted(CLIENTS), default="plain")
+    group.addoption("--rotation", type=float, default=ROTATION, help="seconds")
     group.addoption("--outcomes", required=True, help="the file for the outcomes")
 
 
@@ -53,6 +57,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    rotate_every(config.getoption("--rotation"))
     config.pluginmanager.register(Recorder(config.getoption("--outcomes")))
 
 
@@ -73,6 +78,8 @@ class Recorder:
     def pytest_sessionfinish(self) -> None:
         if self._file is not None:
             self._file.close()
+        with open(f"{self._path}.events", "w", encoding="utf-8") as file:
+            json.dump(dict(events), file)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "call" and report.passed:
@@ -86,6 +93,23 @@ class Recorder:
             message = lines[0][1:].strip() if lines else report.longreprtext[-200:]
         assert self._file is not None
         self._file.write(json.dumps([report.nodeid, kind, message]) + "\n")
+
+
+# -- what runs side by side ----------------------------------------------------------------------
+
+FIXED_PORT = "test_cwe_404.py"
+"""Its proxy listens on a port that is written into it: one such test at a time on a machine."""
+
+
+@pytest.fixture(autouse=True)
+def fixed_port(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Wait, no longer than another run's test takes, until the port is ours."""
+    if request.node.path.name != FIXED_PORT:
+        yield
+        return
+    with (Path(tempfile.gettempdir()) / f"{FIXED_PORT}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 # -- tokens: one source for each test's loop, closed when the test is over -----------------------

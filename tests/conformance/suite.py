@@ -16,7 +16,7 @@ from .compare import Outcome, merge
 from .servers import serve
 from .tokens import OID
 
-__all__ = ["MODULES", "VERSION", "Run", "fetch"]
+__all__ = ["MODULES", "VERSION", "Run", "events", "fetch"]
 
 VERSION = "8.1.0"
 """The redis-py whose tests are run; the same version has to be installed."""
@@ -48,6 +48,7 @@ MODULES = (
 
 MARKERS = "not onlycluster and not redismod and not ssl and not cp_integration"
 
+OUTCOMES = "outcomes.jsonl"
 RAN = (0, 1)
 """pytest's exit codes for a run that came to its end."""
 
@@ -102,7 +103,7 @@ class Run:
         """
         shutil.rmtree(folder, ignore_errors=True)
         with serve(self.server, folder, OID) as port:
-            report = folder / "outcomes.jsonl"
+            report = folder / OUTCOMES
             command = [
                 *(sys.executable, "-m", "pytest", "-q", "-p", "conformance.plugin"),
                 # The cache would be shared by runs side by side.
@@ -130,6 +131,12 @@ class Run:
         if code not in RAN:
             raise RuntimeError(f"{self}: pytest ended with {code}, see {log}\n{_tail(log)}")
         return merge(_read(report))
+
+
+def events(folder: Path) -> dict[str, int]:
+    """How often each kind of event happened in the run that left its report in ``folder``."""
+    found: dict[str, int] = json.loads((folder / f"{OUTCOMES}.events").read_text())
+    return found
 
 
 def _read(report: Path) -> Iterator[tuple[str, Outcome]]:

@@ -9,30 +9,40 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
+from collections import Counter
 from typing import Any
 
 from azure.core.credentials import AccessTokenInfo
 from support.token_fakes import jwt
 
-from aioentra_redis import EntraRedis, TokenSource, _schedule
+from aioentra_redis import EntraRedis, Event, TokenSource, _schedule
 
-__all__ = ["OID", "TokenSignIn", "close_source"]
+__all__ = ["OID", "ROTATION", "TokenSignIn", "close_source", "events", "rotate_every"]
 
 OID = "0d5f0d8e-6f1e-4b0e-9f6c-c0f0a7e51ab5"
 """Who the tokens are of; the server knows a user of that name who needs no password."""
 
-ROTATION = 0.15
-"""Seconds from one token to the next."""
+ROTATION = 0.03
+"""Seconds from one token to the next, unless told otherwise: most tests are over in that time."""
 
 AGE = 1000.0
 """Seconds since the issue of each token: more than 600, so that its AUTH is due 180 s before
 its expiry, by the rule for tokens of real length."""
 
-DUE = 3 * ROTATION
-"""Seconds until every connection has to have sent AUTH with a newer token; before that, it does
-so at a moment of its own choice, as it does with real tokens."""
+DUE = 3
+"""So many rotations from now every connection has to have sent AUTH with a newer token; before
+that, it does so at a moment of its own choice, as with real tokens."""
 
 SIGN_IN_KEYWORDS = ("username", "password", "credential_provider")
+
+
+events: Counter[str] = Counter()
+"""How often each kind of event happened: that tokens do rotate, and connections follow."""
+
+
+def count(event: Event) -> None:
+    """An ``on_event`` callback."""
+    events[type(event).__name__] += 1
 
 
 class Rotating:
@@ -43,7 +53,7 @@ class Rotating:
 
     async def get_token_info(self, *scopes: str) -> AccessTokenInfo:
         now = time.time()
-        expires = now + DUE + _schedule.AUTH_LEAD
+        expires = now + DUE * _schedule.MIN_RENEWAL_INTERVAL + _schedule.AUTH_LEAD
         claims = {
             "oid": OID,
             "tid": "tid-1",
@@ -59,17 +69,21 @@ _sources: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, TokenSource] = (
 )
 
 
+def rotate_every(seconds: float) -> None:
+    """Have tokens renewed so often; those of real length live for a second at least."""
+    _schedule.MIN_RENEWAL_INTERVAL = seconds
+
+
 def source_of_this_loop() -> TokenSource:
     """The loop's one source: clients that share a pool have to share it."""
-    # Tokens of real length are renewed a second after the last one at the soonest.
-    _schedule.MIN_RENEWAL_INTERVAL = ROTATION
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        return TokenSource.from_credential_factory(Rotating())
+        return TokenSource.from_credential_factory(Rotating(), on_event=count)
     source = _sources.get(loop)
     if source is None:
-        source = _sources[loop] = TokenSource.from_credential_factory(Rotating())
+        source = TokenSource.from_credential_factory(Rotating(), on_event=count)
+        _sources[loop] = source
     return source
 
 
@@ -88,6 +102,8 @@ class TokenSignIn(EntraRedis):
         settings = kwargs if pool is None else pool.connection_kwargs
         if not any(settings.get(name) for name in SIGN_IN_KEYWORDS):
             kwargs.setdefault("token_source", source_of_this_loop())
-            # Some tests name hosts that nobody ever dials.
+            # Some tests name hosts that nobody ever dials, or have no certificate to show.
             kwargs.setdefault("allow_plaintext", True)
+            kwargs.setdefault("allow_insecure_tls", True)
         super().__init__(**kwargs)
+        self._hub.listen(count)  # with on_event=, the shared source's would count once per client
