@@ -10,38 +10,44 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import redis.asyncio
 from redis import exceptions as redis_exceptions
 
 from ._events import ConnectionStatus, EventCallback, EventHub
+from ._mode import is_cluster_node
 from ._multiplex._connection import MultiplexedConnection
-from ._multiplex._routing import Route, command_words, remedy, route
-from ._options import check_alone, check_host_for_plaintext, check_seconds, check_sign_in
+from ._multiplex._routing import Route, checked_overrides, command_words, remedy, route
+from ._options import check_alone, check_host_for_plaintext, check_sign_in, given_seconds
 from ._pipeline import EntraPipeline
-from ._plans import Plan, plan_for
+from ._plans import FINAL, Callbacks, Plan, awaited, plan_for
 from ._pubsub import PubSub, SubscriberPool
 from ._recovery import answered, is_to_recover_from, sent_elsewhere
 from ._redis_py import (
     EMPTY_RESPONSE,
     NEVER_DECODE,
+    Recording,
     attach,
     attached,
     check_connection_options,
+    check_keywords,
     command_options,
     default_to_no_retries,
     default_to_resp3,
+    is_observed,
+    led_through,
     pool_endpoint,
     pool_from_url,
+    pool_retry,
+    recording,
     run_last_command,
-    server_mode,
     sign_in_with,
     signs_in_with,
     tells_how_to_connect,
+    unwrapped,
 )
 from ._source import TokenSource
 from .errors import (
@@ -68,13 +74,18 @@ class EntraRedis(redis.asyncio.Redis):
 
     - ``recovery_timeout`` (30): how long a command waits for a usable connection;
     - ``close_timeout`` (5): how long ``aclose()`` waits for commands in flight;
+    - ``routes``: what goes on a connection of its own although our tables say that it can be
+      shared, such as ``{"MY.BLOCKING": "dedicated"}``;
     - ``on_event``: called with every event, see :mod:`aioentra_redis`;
     - ``allow_plaintext``, ``allow_insecure_tls`` (False): lift a rule about tokens, see the errors
       that they lift;
 
-    and all of redis-py's, under their own names. The first command connects, and starts a token
-    source of ours. All coroutines of one event loop may use the client at once; another loop or
-    process needs its own.
+    and all of redis-py's, under their own names; before redis-py 8 replies have the shape of its
+    ``protocol=3`` unless another protocol is named. Clients that share a pool share its one
+    connection, its sign-in, its times and its events, and the pool's ``retry=`` holds for them.
+
+    The first command connects, and starts a token source of ours. All coroutines of one event loop
+    may use the client at once; another loop or process needs its own.
     """
 
     def __init__(
@@ -83,9 +94,10 @@ class EntraRedis(redis.asyncio.Redis):
         token_source: TokenSource | None = None,
         credential: Any = None,
         connection_pool: redis.asyncio.ConnectionPool | None = None,
-        recovery_timeout: float = 30.0,
-        close_timeout: float = 5.0,
+        recovery_timeout: float | None = None,
+        close_timeout: float | None = None,
         on_event: EventCallback | None = None,
+        routes: Mapping[str, str] | None = None,
         allow_plaintext: bool = False,
         allow_insecure_tls: bool = False,
         **kwargs: Any,
@@ -96,24 +108,24 @@ class EntraRedis(redis.asyncio.Redis):
         self._stop_listening: list[Callable[[], None]] = []
         self._subscribers = SubscriberPool()
         check_sign_in(token_source, credential)
-        check_seconds(recovery_timeout=recovery_timeout, close_timeout=close_timeout)
+        times = given_seconds(recovery_timeout=recovery_timeout, close_timeout=close_timeout)
         if token_source is not None and not isinstance(token_source, TokenSource):
             raise ConfigurationError(f"token_source= is a TokenSource, not {token_source!r}")
         wants_token = token_source is not None or credential is not None
         if wants_token:
             check_alone(kwargs)
-        # Whether writes may be repeated is the user's word: redis-py's default is to repeat them.
-        self._retry: Any = kwargs.get("retry")
+        check_keywords(kwargs)
+        self._overrides = checked_overrides(routes)
+        self._plans: dict[Any, Plan] = {}
         if connection_pool is None:
             default_to_resp3(kwargs)
             default_to_no_retries(kwargs)
         super().__init__(connection_pool=connection_pool, **kwargs)
         pool = self.connection_pool
         self._owned_source: TokenSource | None = None
-        self._hub = EventHub()
         self._on_event = on_event
-        self._listen()
-        self._timeouts = {"recovery_timeout": recovery_timeout, "close_timeout": close_timeout}
+        self._times = times
+        self._hub = EventHub()
         if wants_token:
             if not tells_how_to_connect(pool):
                 raise ConfigurationError(f"no tokens for {pool!r}: it doesn't tell how to connect")
@@ -128,11 +140,11 @@ class EntraRedis(redis.asyncio.Redis):
             )
             if on_event is not None:
                 self._stop_listening.append(source.listen(on_event))
-        self._plans: dict[Any, Plan] = {}
         if tells_how_to_connect(pool):
             check_connection_options(pool)
             if not self.single_connection_client:
                 self._share()
+        self._listen()
 
     def _share(self) -> None:
         """Take a share in the pool's multiplexed connection; the first client makes it."""
@@ -140,11 +152,13 @@ class EntraRedis(redis.asyncio.Redis):
         multiplexed: MultiplexedConnection | None = attached(pool)
         if multiplexed is None:
             multiplexed = MultiplexedConnection(
-                pool, source=signs_in_with(pool), hub=self._hub, **self._timeouts
+                pool, source=signs_in_with(pool), hub=EventHub(), **self._times
             )
             attach(pool, multiplexed)
+        multiplexed.check_times(**self._times)
         multiplexed.hold()
         self._multiplexed = multiplexed
+        self._hub = multiplexed.hub
 
     @classmethod
     def from_url(
@@ -162,14 +176,13 @@ class EntraRedis(redis.asyncio.Redis):
         ours = {name: kwargs.pop(name) for name in _OWN_KEYWORDS if name in kwargs}
         if ours.get("token_source") is not None or ours.get("credential") is not None:
             check_alone(kwargs)
-        retry = kwargs.get("retry")
+        check_keywords(kwargs)
         default_to_resp3(kwargs)
         client = cls(
             connection_pool=pool_from_url(url, kwargs),
             single_connection_client=single_connection_client,
             **ours,
         )
-        client._retry = retry
         if auto_close_connection_pool is not None:
             text = (
                 "auto_close_connection_pool= is deprecated, as in redis-py: pass connection_pool="
@@ -185,11 +198,6 @@ class EntraRedis(redis.asyncio.Redis):
         client.auto_close_connection_pool = True
         return client
 
-    def set_retry(self, retry: Any) -> None:
-        """Say whether and when commands are sent again, writes that may have run included."""
-        super().set_retry(retry)
-        self._retry = retry
-
     # -- commands --------------------------------------------------------------------------------
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -199,17 +207,20 @@ class EntraRedis(redis.asyncio.Redis):
         Raises redis-py's exceptions; ``MaybeExecutedError`` where the connection ended under a
         command that is not known to be read-only; ``CommandRefusedError``.
         """
-        plan = self._plans.get(args[0]) or self._make_plan(args)
+        try:
+            plan = self._plans.get(args[0]) or self._make_plan(args)
+        except TypeError:  # what can't be looked up is no name, either
+            plan = self._make_plan(args)
         shared, words, callback, _ = plan
         # This test is all that the straight way pays for the others: retries, routing, a full
         # gate, replies as bytes.
-        session = shared and self._multiplexed.session  # type: ignore[union-attr]
+        session = shared and self._multiplexed.straight  # type: ignore[union-attr]
         if not session or session.congested or NEVER_DECODE in options:
-            return await self._detour(plan, args, options)
+            return await self._detour(args, options)
         try:
             future = session.submit(args if words is None else words + args[1:])
         except ConnectionLostError:
-            return await self._detour(plan, args, options)
+            return await self._detour(args, options)
         try:
             reply = await future
         except asyncio.CancelledError:
@@ -223,7 +234,7 @@ class EntraRedis(redis.asyncio.Redis):
             command_options(options)
         reply = callback(reply, **options)
         # isawaitable() costs 0.4 us; what callbacks nearly always return is known not to be.
-        return reply if reply.__class__ in _FINAL else await _awaited(reply)
+        return reply if reply.__class__ in FINAL else await awaited(reply)
 
     if not TYPE_CHECKING:  # type checkers are to see redis-py's own signatures
 
@@ -252,26 +263,43 @@ class EntraRedis(redis.asyncio.Redis):
             may_share=self._multiplexed is not None and self.connection is None,
             with_tokens=self.token_source is not None,
             callbacks=self.response_callbacks,
+            overrides=self._overrides,
         )
         if len(self._plans) < MAX_PLANS:
             self._plans[args[0]] = plan
         return plan
 
-    def set_response_callback(self, command: str, callback: Any) -> None:
-        """Set a response callback; it holds from the next command on."""
-        super().set_response_callback(command, callback)
+    @property
+    def response_callbacks(self) -> Callbacks:
+        """redis-py's response callbacks; a change holds from the next command on."""
+        return self._callbacks
+
+    @response_callbacks.setter
+    def response_callbacks(self, callbacks: Mapping[Any, Any]) -> None:
+        self._callbacks = Callbacks(callbacks, self._plans.clear)
         self._plans.clear()
 
-    async def _detour(self, plan: Plan, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    async def _detour(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Every way but the straight one."""
+        if is_observed():
+            way = led_through(redis.asyncio.Redis, "execute_command", self, self._long_way)
+            return await way(*args, **options)
+        return await self._long_way(*args, **options)
+
+    async def _long_way(self, *args: Any, **options: Any) -> Any:
+        plan = self._plans.get(args[0]) or self._make_plan(args)
+        multiplexed = self._multiplexed
         # `client()`, a connection that was put into our hand, or a pool that only lends them: the
         # way of redis-py.
-        if self._multiplexed is None or self.connection is not None:
+        if multiplexed is None or self.connection is not None:
             return await self._on_a_connection_of_its_own(args, options)
-        self._multiplexed.check()
+        multiplexed.check()
         where = Route.SHARED if plan.shared else self._route(args)
         if where is Route.SHARED:
-            return await self._submit_again(None, plan, args, options)
+            record = recording(args[0], multiplexed)
+            if record is None:
+                return await self._submit_again(None, plan, args, options)
+            return await record.around(self._submit_again(None, plan, args, options, record))
         if where is Route.DEDICATED:
             return await self._on_a_connection_of_its_own(args, options)
         if where is Route.LAST:
@@ -282,12 +310,15 @@ class EntraRedis(redis.asyncio.Redis):
         )
 
     def _route(self, args: tuple[Any, ...]) -> Route:
-        return route(args, with_tokens=self.token_source is not None)
+        return route(args, with_tokens=self.token_source is not None, overrides=self._overrides)
 
     async def _on_a_connection_of_its_own(
         self, args: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
         """redis-py's own way, over a connection of the pool, which signs in like ours."""
+        if is_observed():  # whoever has wrapped it has been led through already
+            execute = unwrapped(redis.asyncio.Redis, "execute_command")
+            return await execute(self, *args, **options)
         return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     async def _after_error(
@@ -312,6 +343,7 @@ class EntraRedis(redis.asyncio.Redis):
         plan: Plan,
         args: tuple[Any, ...],
         options: dict[str, Any],
+        record: Recording | None = None,
     ) -> Any:
         """Submit once there is a session with room, and again as long as that repeats nothing."""
         words = args if plan.words is None else plan.words + args[1:]
@@ -322,14 +354,15 @@ class EntraRedis(redis.asyncio.Redis):
                 lambda session: session.submit(words, raw),
                 name=lambda: command_words(words),
                 repeatable=plan.read_only,
-                retry=self._retry,
+                retry=pool_retry(self.connection_pool),
                 failure=failure,
+                on_repeat=record.repeated if record is not None else None,
             )
         except redis_exceptions.ResponseError as exc:
             return await self._after_error(exc, plan, args, options)
         if plan.callback is None:
             return reply
-        return await _awaited(plan.callback(reply, **command_options(options)))
+        return await awaited(plan.callback(reply, **command_options(options)))
 
     # -- life ------------------------------------------------------------------------------------
 
@@ -389,8 +422,8 @@ class EntraRedis(redis.asyncio.Redis):
         if self._closing is None or not self._closing.done():
             raise ClosedError("this client is being closed")
         self._closed, self._closing = False, None
-        self._listen()
         self._share()
+        self._listen()
 
     # What takes a connection from the pool asks first: the pool itself would open a new one.
 
@@ -406,7 +439,8 @@ class EntraRedis(redis.asyncio.Redis):
         self._check_open()
         if (source := self.token_source) is None:
             return super().pubsub(**kwargs)
-        self._subscribers.serve(self.connection_pool, source, self._hub, self._retry)
+        pool = self.connection_pool
+        self._subscribers.serve(pool, source, self._hub, pool_retry(pool))
         return PubSub(self._subscribers, event_dispatcher=self._event_dispatcher, **kwargs)
 
     def monitor(self) -> Any:
@@ -430,32 +464,9 @@ class EntraRedis(redis.asyncio.Redis):
         return signs_in_with(self.connection_pool)
 
     async def is_cluster_node(self) -> bool:
-        """Whether the server is a node of an OSS cluster.
-
-        Asked with CLUSTER SLOTS, whose answer counts; where it is denied, HELLO's ``mode`` does.
-        """
+        """Whether the server is a node of an OSS cluster."""
         assert self._multiplexed is not None
-        mode: Any = None
-        nodes: Any = None
-        for _ in range(3):  # both only ask, so a lost connection is no answer
-            session = await self._multiplexed.admit()
-            try:
-                hello, slots = session.submit(("HELLO",)), session.submit(("CLUSTER", "SLOTS"))
-            except ConnectionLostError as exc:
-                nodes = exc
-                continue
-            finally:
-                session.admitted()
-            mode, nodes = await asyncio.gather(hello, slots, return_exceptions=True)
-            if not isinstance(nodes, ConnectionLostError):
-                break
-        if isinstance(nodes, list):
-            return bool(nodes)
-        if isinstance(nodes, redis_exceptions.NoPermissionError):
-            return server_mode(mode) == "cluster"
-        if isinstance(nodes, redis_exceptions.ResponseError):
-            return False
-        raise nodes
+        return await is_cluster_node(self._multiplexed)
 
     def __repr__(self) -> str:
         multiplexed = self._multiplexed
@@ -482,18 +493,6 @@ class EntraRedis(redis.asyncio.Redis):
 
 
 _OWN_KEYWORDS = (
-    "token_source",
-    "credential",
-    "recovery_timeout",
-    "close_timeout",
-    "on_event",
-    "allow_plaintext",
-    "allow_insecure_tls",
+    *("token_source", "credential", "recovery_timeout", "close_timeout", "on_event", "routes"),
+    *("allow_plaintext", "allow_insecure_tls"),
 )
-
-_FINAL = frozenset((bytes, str, int, float, bool, list, dict, set, tuple, type(None)))
-
-
-async def _awaited(reply: Any) -> Any:
-    """A response callback's result; redis-py lets callbacks return awaitables."""
-    return await reply if inspect.isawaitable(reply) else reply

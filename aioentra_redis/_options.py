@@ -23,6 +23,7 @@ __all__ = [
     "check_seconds",
     "check_sign_in",
     "check_tls",
+    "given_seconds",
     "is_loopback",
     "resolve_url",
 ]
@@ -129,6 +130,13 @@ def check_seconds(**values: Any) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
             raise ConfigurationError(f"{name}= is a number of seconds above 0, not {value!r}")
+
+
+def given_seconds(**values: Any) -> dict[str, float]:
+    """The durations that are not None, checked."""
+    given = {name: value for name, value in values.items() if value is not None}
+    check_seconds(**given)
+    return given
 
 
 def check_sign_in(token_source: Any, credential: Any) -> None:

@@ -31,7 +31,17 @@ from ._multiplex._routing import (
 from ._multiplex._session import HIGH_WATER, Session
 from ._plans import Plan
 from ._recovery import answered, sent_elsewhere
-from ._redis_py import EMPTY_RESPONSE, NEVER_DECODE, command_options
+from ._redis_py import (
+    EMPTY_RESPONSE,
+    NEVER_DECODE,
+    Recording,
+    command_options,
+    is_observed,
+    led_through,
+    pool_retry,
+    recording,
+    unwrapped,
+)
 from .errors import ClusterModeError, CommandRefusedError
 
 if TYPE_CHECKING:
@@ -58,7 +68,6 @@ class Client(Protocol):
     response_callbacks: MutableMapping[Any, Any]
     _multiplexed: MultiplexedConnection | None
     _plans: dict[Any, Plan]
-    _retry: Any
 
     def _check_open(self) -> None: ...
     def _make_plan(self, args: tuple[Any, ...]) -> Plan: ...
@@ -79,6 +88,7 @@ class EntraPipeline(Pipeline):
     def __init__(self, client: Client, transaction: bool, shard_hint: str | None) -> None:
         super().__init__(client.connection_pool, client.response_callbacks, transaction, shard_hint)
         self._client = client  # also keeps it from being collected, and so closed, meanwhile
+        self._record: Recording | None = None
 
     # -- queueing --------------------------------------------------------------------------------
 
@@ -128,6 +138,16 @@ class EntraPipeline(Pipeline):
         ``execute`` raises; ``CommandRefusedError`` before anything is sent; ``MaybeExecutedError``
         where the connection ended after the write. Cancelling it changes nobody else's reply.
         """
+        if self._place.straight is None and is_observed():
+            execute = led_through(Pipeline, "execute", self, self._execute)
+            return list(await execute(raise_on_error))
+        return await self._execute(raise_on_error)
+
+    @property
+    def _place(self) -> MultiplexedConnection:
+        return self._client._multiplexed  # type: ignore[return-value]  # else redis-py's own pipeline
+
+    async def _execute(self, raise_on_error: bool = True) -> list[Any]:
         stack: Any = self.command_stack
         if not stack and not self.watching:
             return []
@@ -136,11 +156,16 @@ class EntraPipeline(Pipeline):
             await self.load_scripts()
         try:
             wire, shared, repeatable = self._prepare(stack)
-            if not shared:
-                return list(await super().execute(raise_on_error))
-            if self.is_transaction or self.explicit_transaction:
-                return await self._transaction(stack, wire, repeatable, raise_on_error)
-            return await self._pipeline(stack, wire, repeatable, raise_on_error)
+            if not shared:  # whoever has wrapped redis-py's has been led through already
+                return list(await unwrapped(Pipeline, "execute")(self, raise_on_error))
+            in_transaction = self.is_transaction or self.explicit_transaction
+            run = self._transaction if in_transaction else self._pipeline
+            self._record = record = None
+            if self._place.straight is None:
+                name = "MULTI" if in_transaction else "PIPELINE"
+                self._record = record = recording(name, self._place)
+            results = run(stack, wire, repeatable, raise_on_error)
+            return await (results if record is None else record.around(results))
         finally:
             await self.reset()  # type: ignore[no-untyped-call]
 
@@ -184,11 +209,12 @@ class EntraPipeline(Pipeline):
         accept: Callable[[list[Any]], None],
     ) -> list[Any]:
         replies: list[Any] = await answered(
-            self._client._multiplexed,  # type: ignore[arg-type]  # else redis-py's own pipeline
+            self._place,
             submit,
             name=name,
             repeatable=repeatable,
-            retry=self._client._retry,
+            retry=pool_retry(self.connection_pool),
+            on_repeat=self._record.repeated if self._record is not None else None,
             accept=accept,
         )
         return replies
@@ -257,11 +283,11 @@ class EntraPipeline(Pipeline):
         return replies
 
     def _explained(self, error: redis_exceptions.ResponseError) -> Exception:
-        return sent_elsewhere(error, self._client._multiplexed) or error  # type: ignore[arg-type]
+        return sent_elsewhere(error, self._place) or error
 
     def _raise_first_error(self, stack: Sequence[Command], replies: Sequence[Any]) -> None:
         for number, ((args, _), reply) in enumerate(zip(stack, replies, strict=True), 1):
-            if isinstance(reply, ClusterModeError):
+            if isinstance(reply, (ClusterModeError, redis_exceptions.ConnectionError)):
                 raise reply
             if isinstance(reply, redis_exceptions.ResponseError):
                 self.annotate_exception(reply, number, args)

@@ -8,7 +8,7 @@ without one it fails and says so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from redis import exceptions as redis_exceptions
@@ -38,12 +38,14 @@ async def answered(
     retry: Any,
     failure: redis_exceptions.RedisError | None = None,
     accept: Callable[[Any], None] | None = None,
+    on_repeat: Callable[[Exception], Awaitable[None]] | None = None,
 ) -> Any:
     """Submit once there is a session with room, again where that repeats nothing; the reply.
 
     ``submit`` queues the same thing each time it is called, ``name`` says what it is, for errors;
     ``repeatable`` is True for what changes nothing; ``retry`` is the user's redis-py ``Retry`` or
-    None; ``failure`` how a first attempt has ended that was made elsewhere; ``accept`` raises
+    None; ``failure`` how a first attempt has ended that was made elsewhere; ``on_repeat`` is
+    awaited with the error of each attempt that another one follows; ``accept`` raises
     BusyLoadingError where the reply says that nothing was executed. Attempts end
     ``recovery_timeout`` after the first failure.
 
@@ -69,6 +71,8 @@ async def answered(
                 if delay is None or now > deadline:
                     raise maybe_executed(name(), failure)
                 await asyncio.sleep(delay)
+            if on_repeat is not None:
+                await on_repeat(failure)
         session = await multiplexed.admit()
         try:
             future = submit(session)
@@ -102,8 +106,8 @@ def maybe_executed(name: str, failure: redis_exceptions.RedisError) -> MaybeExec
 
 def sent_elsewhere(
     error: redis_exceptions.ResponseError, multiplexed: MultiplexedConnection
-) -> ClusterModeError | None:
-    """What to raise instead of MOVED, None for any other error."""
+) -> redis_exceptions.RedisError | None:
+    """What to raise instead where another server is the one to ask, None for any other error."""
     # By its text, too: redis-py 5 has no class for it outside of its cluster client.
     if isinstance(error, redis_exceptions.MovedError) or str(error).startswith("MOVED "):
         instead = ClusterModeError(
@@ -112,4 +116,9 @@ def sent_elsewhere(
         )
         instead.__cause__ = error
         return instead
+    if isinstance(error, redis_exceptions.ReadOnlyError) and multiplexed.follows_a_master:
+        multiplexed.forget()  # Sentinel is asked again; the error is redis-py's for that
+        demoted = redis_exceptions.ConnectionError("The previous master is now a slave")
+        demoted.__cause__ = error
+        return demoted
     return None

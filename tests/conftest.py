@@ -9,7 +9,10 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import redis
 from blockbuster import BlockBuster, blockbuster_ctx
+
+from aioentra_redis._redis_py import CAPABILITIES
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -96,6 +99,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    skip_what_redis_py_lacks(items)
     if config.getoption("loop") != "uvloop":
         return
     # looptime turns the clock of asyncio's own loop; uvloop's is in C and out of its reach.
@@ -103,6 +107,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("looptime"):
             item.add_marker(skip)
+
+
+# ------------------------------------------------------------------------------- redis-py's version
+
+
+def skip_what_redis_py_lacks(items: list[pytest.Item]) -> None:
+    """Skip tests marked with a capability that the installed redis-py does not have."""
+    for item in items:
+        for mark in item.iter_markers("capability"):
+            (name,) = mark.args
+            capability = CAPABILITIES[name]
+            if not capability.present:
+                reason = f"redis-py {redis.__version__} lacks {name}: it came by {capability.since}"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    absent = [f"{name} ({it.what})" for name, it in CAPABILITIES.items() if not it.present]
+    terminalreporter.section(f"redis-py {redis.__version__}")
+    terminalreporter.write_line(f"absent capabilities: {', '.join(absent) or 'none'}")
 
 
 # ------------------------------------------------------------------------------- blocking calls

@@ -27,14 +27,21 @@ from .._events import (
 )
 from .._lifecycle import Home
 from .._redaction import again
-from .._redis_py import detach, dial, pool_endpoint
-from ..errors import ClosedError, ConnectTimeoutError, LifecycleError, TokenError
+from .._redis_py import detach, dial, follows_a_master, is_observed, pool_endpoint
+from ..errors import (
+    ClosedError,
+    ConfigurationError,
+    ConnectTimeoutError,
+    LifecycleError,
+    TokenError,
+)
 from ._reauth import Reauthenticator, report_failure
 from ._session import Session
 
 if TYPE_CHECKING:
     import redis.asyncio
 
+    from .._redis_py import Address
     from .._source import TokenSource
 
 __all__ = ["MultiplexedConnection"]
@@ -46,6 +53,9 @@ LAST_DELAY: Final = 10.0
 DEMAND_DELAY: Final = 1.0
 """Seconds between attempts to reconnect: doubled from the first to the last, each shortened by up
 to half at random; no more than ``DEMAND_DELAY`` while somebody waits."""
+
+GOODBYE: Final = 1.0
+"""Seconds that a server gets to close a TLS connection from its side."""
 
 SHORT_LIFE: Final = 1.0
 """Seconds; a server that ends its connections sooner, time and again, is not asked at once."""
@@ -63,17 +73,22 @@ class MultiplexedConnection:
         pool: redis.asyncio.ConnectionPool,
         *,
         source: TokenSource | None,
-        recovery_timeout: float,
-        close_timeout: float,
         hub: EventHub,
+        recovery_timeout: float = 30.0,
+        close_timeout: float = 5.0,
     ) -> None:
         self.session: Session | None = None
+        self.straight: Session | None = None
+        """``session`` while nobody wants to be shown the commands: their short way."""
+        self.address: Address | None = None
+        """Where the last session led; None before the first one."""
         self.source = source
         self._pool = weakref.ref(pool)
         self.host, self.port, self.tls = pool_endpoint(pool)
+        self.follows_a_master = follows_a_master(pool)
         self.recovery_timeout = recovery_timeout
-        self._close_timeout = close_timeout
-        self._hub = hub
+        self.close_timeout = close_timeout
+        self.hub = hub
         self._home = Home("the client")
         self._sessions: dict[Session, asyncio.Task[None] | None] = {}
         self._connecting: asyncio.Task[None] | None = None
@@ -87,6 +102,15 @@ class MultiplexedConnection:
         self._last_error: Exception | None = None
         self._closing: asyncio.Task[None] | None = None
         self.closed = False
+
+    def check_times(self, **times: float) -> None:
+        """Refuse what another client of the same pool, and so of this connection, has settled."""
+        for name, value in times.items():
+            if value != (settled := getattr(self, name)):
+                raise ConfigurationError(
+                    f"{name}={value:g}: the clients of a pool share one connection, and another "
+                    f"one has set it to {settled:g}: leave it out, or make another pool"
+                )
 
     # -- for commands ----------------------------------------------------------------------------
 
@@ -226,7 +250,7 @@ class MultiplexedConnection:
         if session.closed:
             raise session.cause or ClosedError("the connection was closed at once")
         token = session.ledger.token
-        self._hub.emit(
+        self.hub.emit(
             ConnectionOpened(
                 session.name,
                 session.host,
@@ -241,19 +265,30 @@ class MultiplexedConnection:
         task = None
         if self.source is not None:
             reauthenticator = Reauthenticator(
-                session, self.source, replace=self._replace, hub=self._hub
+                session, self.source, replace=self._replace, hub=self.hub
             )
             task = asyncio.get_running_loop().create_task(
                 reauthenticator.run(), name=f"aioentra_redis-reauth-{session.name}"
             )
             task.add_done_callback(report_failure)
         self._sessions[session] = task
-        self.session = session
+        self._use(session)
+        self.address = session.address
+        look = weakref.WeakMethod(self._look)  # weak for the reason that is given in `_dial`
+        session.on_watch = lambda: (look() or _nobody)()
         self._installed_at = asyncio.get_running_loop().time()
         self._was_connected = True
         if self._outage is not None and not self._outage.done():
             self._outage.set_result(None)
         self._outage = None
+
+    def _use(self, session: Session | None) -> None:
+        self.session = session
+        self._look()
+
+    def _look(self) -> None:
+        """Close the short way for commands if somebody wants to be shown them, open it if not."""
+        self.straight = None if is_observed() else self.session
 
     def _end_outage(self, error: Exception) -> None:
         """Tell everybody who waits for a connection that there will be none."""
@@ -276,7 +311,7 @@ class MultiplexedConnection:
             return
         self._install(session)
         logger.info("%s takes over from %s: %s", session.name, old.name, reason)
-        self._hub.emit(ConnectionReplaced(old.name, session.name, reason))
+        self.hub.emit(ConnectionReplaced(old.name, session.name, reason))
         old.ledger.move_to(ConnectionState.DRAINING)
         old.drain()
 
@@ -284,10 +319,10 @@ class MultiplexedConnection:
         task = self._sessions.pop(session, None)
         if task is not None and task is not asyncio.current_task():
             task.cancel()
-        self._hub.emit(ConnectionClosed(session.name, session.host, cause))
+        self.hub.emit(ConnectionClosed(session.name, session.host, cause))
         if session is not self.session:
             return
-        self.session = None
+        self._use(None)
         if self.closed:
             return
         logger.info("%s lost: %s", session.name, cause)
@@ -317,6 +352,47 @@ class MultiplexedConnection:
                 detach(pool)
             await self.aclose()
 
+    async def disconnect(self, *, inuse: bool = True) -> None:
+        """Let go of the session, as its pool's ``disconnect()`` does; the next command makes one.
+
+        With ``inuse`` commands in flight fail as with a lost connection, else they may finish.
+        Raises ``WrongLoopError``. Cancelling it does not stop the closing.
+        """
+        if self._home.loop is None or self._home.gone:
+            return
+        self._home.check()
+        sessions = self._abandon_sessions()
+        if not inuse:
+            return
+        if self._connecting is not None and not self._waiting:
+            self._connecting.cancel()
+        for session in sessions:
+            if not session.closed:
+                session.close()
+        try:
+            async with asyncio.timeout(GOODBYE):
+                for session in sessions:
+                    await session.wait_closed()
+        except TimeoutError:
+            for session in sessions:
+                session.close()  # cut off: the peer does not say goodbye
+
+    def forget(self) -> None:
+        """Let the session end by itself, as its pool's ``reset()`` does; may be called anywhere."""
+        loop = self._home.loop
+        if loop is not None and not self._home.gone and asyncio._get_running_loop() is loop:
+            self._abandon_sessions()
+
+    def _abandon_sessions(self) -> list[Session]:
+        """Have no session, so that the next command makes one; what is in flight may finish."""
+        sessions = list(self._sessions)
+        self._use(None)
+        for session in sessions:
+            if session.ledger.state is not ConnectionState.DRAINING:
+                session.ledger.move_to(ConnectionState.DRAINING)
+            session.drain()
+        return sessions
+
     async def aclose(self) -> None:
         """Close: what is in flight may finish within ``close_timeout``, new commands are refused.
 
@@ -327,7 +403,7 @@ class MultiplexedConnection:
         if self._closing is None:
             self.check_loop()
             self.closed = True
-            self.session = None  # from here on every command is refused
+            self._use(None)  # from here on every command is refused
             if self._home.gone:
                 return
             self._closing = asyncio.get_running_loop().create_task(self._close())
@@ -347,13 +423,13 @@ class MultiplexedConnection:
             session.drain()
         waits = [asyncio.ensure_future(session.wait_closed()) for session in sessions]
         if waits:
-            _, late = await asyncio.wait(waits, timeout=self._close_timeout)
+            _, late = await asyncio.wait(waits, timeout=self.close_timeout)
             for session in sessions:
                 session.close()
             if late:
                 logger.warning(
                     "closing took longer than %g s: commands in flight were given up",
-                    self._close_timeout,
+                    self.close_timeout,
                 )
                 await asyncio.wait(late, timeout=1.0)
                 for wait in late:

@@ -2,20 +2,28 @@
 
 Command flags of the server do not suffice (nothing marks a change of connection state), so this
 is a table. A name that stands in no table is shared: module commands and those that a newer
-server brings work without a release of ours.
+server brings work without a release of ours. The server is not asked about them (COMMAND INFO):
+that is a round trip in front of each first command and needs a permission that data policies
+lack, and RediSearch flags commands as blocking that do not stall a connection. A user who knows of
+a command that does says so (``overrides``).
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+from ..errors import ConfigurationError
 
 __all__ = [
+    "NO_OVERRIDES",
     "READ_ONLY",
     "REMEDIES",
     "REMEDIES_WITH_TOKENS",
     "Route",
+    "checked_overrides",
     "command_words",
     "is_read_only",
     "remedy",
@@ -42,12 +50,20 @@ class Route(enum.Enum):
     """Nowhere: it would desynchronise the shared connection or change it for every caller."""
 
 
+NO_OVERRIDES: Final[Mapping[str, Route]] = MappingProxyType({})
+
+
 def _names(table: str, separator: str | None = None) -> frozenset[str]:
     return frozenset(" ".join(name.split()) for name in table.split(separator))
 
 
 BLOCKING = _names("BLPOP BRPOP BRPOPLPUSH BLMOVE BLMPOP BLMOVEM BZPOPMIN BZPOPMAX BZMPOP")
 BLOCKING_WITH_BLOCK = frozenset(("XREAD", "XREADGROUP", "TS.READ"))
+
+_STALLS = "it would keep everybody's commands waiting for as long as it waits itself"
+_OVERTAKES = "it must not stand behind the very commands that it is to stop or set free"
+_PREPARED = "its field set is prepared for each connection, by redis-py"
+_ENDS = "it ends or resets its connection, so it gets one that is closed afterwards"
 
 # A server that is busy with a script or has paused its clients never reads what stands behind
 # other commands: these must come over a connection of their own.
@@ -72,6 +88,13 @@ _PIPELINE = "use `redis.pipeline(transaction=True)` or `redis.transaction(...)`"
 _PUBSUB = "use `redis.pubsub()`"
 _DATABASE = "set `db=` when the client is made (Azure Managed Redis has database 0 only)"
 _REPLICATION = "replication and cluster handshakes have no use on a shared connection"
+# On another connection than the write, WAIT was measured to give a false durability answer. A
+# PUBLISH in front of it moves that connection's offset on one node, but not on a cluster's (there
+# it travels by the cluster bus) nor for WAITAOF (it never reaches the file), and needs a channel.
+_DURABILITY = (
+    "it answers for the writes of its own connection only. Queue them and it in one "
+    "`redis.pipeline(transaction=False)`, or " + _OWN_CONNECTION
+)
 _HIMPORT = "use redis-py's `himport_*` methods"
 
 REMEDIES: dict[str, str] = {
@@ -101,9 +124,8 @@ REMEDIES: dict[str, str] = {
     "HIMPORT PREPARE": _HIMPORT,
     "HIMPORT DISCARD": _HIMPORT,
     "HIMPORT DISCARDALL": _HIMPORT,
-    # On another connection than the write, WAIT was measured to give a false durability answer.
-    "WAIT": "it answers for the writes of its own connection only; " + _OWN_CONNECTION,
-    "WAITAOF": "it answers for the writes of its own connection only; " + _OWN_CONNECTION,
+    "WAIT": _DURABILITY,
+    "WAITAOF": _DURABILITY,
 }
 """The refused commands, each with what to use instead."""
 
@@ -158,45 +180,107 @@ def _text(word: Any) -> str:
     return str(word)
 
 
-def command_words(args: Sequence[Any]) -> str:
+def command_words(args: Sequence[Any], *, overrides: Mapping[str, Route] = NO_OVERRIDES) -> str:
     """The command's name with its subcommand, upper case, as the tables spell it.
 
     redis-py passes both ``("CLIENT LIST",)`` and ``("CLIENT", "LIST")``.
     """
     words = _text(args[0]).upper().split()
-    if len(words) == 1 and len(args) > 1 and words[0] in _CONTAINERS:
+    if len(words) == 1 and len(args) > 1 and _has_subcommands(words[0], overrides):
         words.append(_text(args[1]).upper())
     return " ".join(words[:2])
 
 
-def static_route(words: str, *, with_tokens: bool = False) -> Route | None:
+def _has_subcommands(name: str, overrides: Mapping[str, Route]) -> bool:
+    """Whether the route of ``name`` depends on the word after it."""
+    return name in _CONTAINERS or any(each.startswith(name + " ") for each in overrides)
+
+
+def static_route(
+    words: str, *, with_tokens: bool = False, overrides: Mapping[str, Route] = NO_OVERRIDES
+) -> Route | None:
     """The route that follows from a command's name alone, or None where its arguments decide.
 
-    ``with_tokens`` says that a token source signs the client in.
+    ``with_tokens`` says that a token source signs the client in; ``overrides`` come from
+    ``checked_overrides``.
     """
     first = words.partition(" ")[0]
     if with_tokens and first in REMEDIES_WITH_TOKENS:
         return Route.REFUSED
-    if first in BLOCKING_WITH_BLOCK or words in _CONTAINERS:
+    if words == first and _has_subcommands(words, overrides):
         return None
+    own = overrides.get(words) or overrides.get(first)
     if first in REMEDIES or words in REMEDIES:
         return Route.REFUSED
-    if first in BLOCKING or words in OUT_OF_BAND or words in STATE_OF_A_CONNECTION:
-        return Route.DEDICATED
     if first in LAST_COMMANDS:
         return Route.LAST
+    if own is Route.DEDICATED or first in BLOCKING:
+        return Route.DEDICATED
+    if first in BLOCKING_WITH_BLOCK:
+        return None
+    if words in OUT_OF_BAND or words in STATE_OF_A_CONNECTION:
+        return Route.DEDICATED
     return Route.SHARED
 
 
-def route(args: Sequence[Any], *, with_tokens: bool = False) -> Route:
-    """Where the command ``args`` goes; ``with_tokens`` as for ``static_route``."""
-    words = command_words(args)
-    if words.partition(" ")[0] in BLOCKING_WITH_BLOCK:
+def route(
+    args: Sequence[Any],
+    *,
+    with_tokens: bool = False,
+    overrides: Mapping[str, Route] = NO_OVERRIDES,
+) -> Route:
+    """Where the command ``args`` goes; the keywords as for ``static_route``."""
+    words = command_words(args, overrides=overrides)
+    found = static_route(words, with_tokens=with_tokens, overrides=overrides)
+    if found is None and words.partition(" ")[0] in BLOCKING_WITH_BLOCK:
         arguments = (*_text(args[0]).split()[1:], *args[1:])
         if arguments and _text(arguments[0]).upper() == "GROUP":
             arguments = arguments[3:]  # a group or consumer may be called "STREAMS"
         return Route.DEDICATED if _has_block(arguments) else Route.SHARED
-    return static_route(words, with_tokens=with_tokens) or Route.SHARED
+    return found or overrides.get(words) or Route.SHARED
+
+
+def checked_overrides(routes: Any) -> Mapping[str, Route]:
+    """A user's routes, ``{"MY.BLOCKING": "dedicated"}`` or None, as the other functions take them.
+
+    A name may hold a subcommand; without one it stands for all of them. Raises
+    ``ConfigurationError`` for what is no route, and for what would break the shared connection.
+    """
+    if not isinstance(routes, Mapping | None):
+        raise ConfigurationError(f'routes= is a mapping of names to "dedicated", not {routes!r}')
+    overrides: dict[str, Route] = {}
+    for name, value in (routes or {}).items():
+        words = " ".join(name.upper().split()) if isinstance(name, str) else ""
+        if not words or words.count(" ") > 1:
+            raise ConfigurationError(
+                f"routes= maps names of commands, with or without a subcommand, not {name!r}"
+            )
+        if value not in ("shared", "dedicated"):
+            raise ConfigurationError(
+                f'routes= sends {words} to "shared" or "dedicated", not to {value!r}'
+            )
+        if reason := _unmovable(words, Route(value)):
+            raise ConfigurationError(f"routes= can't make {words} {value}: {reason}")
+        overrides[words] = Route(value)
+    return overrides
+
+
+def _unmovable(words: str, goal: Route) -> str | None:
+    """Why a command can't be sent to ``goal``, None if it can."""
+    first = words.partition(" ")[0]
+    if first in REMEDIES_WITH_TOKENS:
+        return REMEDIES_WITH_TOKENS[first]
+    if first in REMEDIES or words in REMEDIES:
+        return remedy(words)
+    if first in LAST_COMMANDS:
+        return _ENDS
+    if goal is Route.DEDICATED:
+        return None
+    if first in BLOCKING or first in BLOCKING_WITH_BLOCK:
+        return _STALLS
+    if words in OUT_OF_BAND:
+        return _OVERTAKES
+    return _PREPARED if words in STATE_OF_A_CONNECTION else None
 
 
 def route_in_pipeline(args: Sequence[Any], alone: Route, *, immediate: bool = False) -> Route:

@@ -98,6 +98,9 @@ class Session(asyncio.Protocol):
         self._pushes: set[asyncio.Task[None]] = set()
         self.name = f"connection-{next(_numbers)}"
         self.host = dialed.host
+        self.address = dialed.address
+        self.on_watch: Callable[[], None] | None = None
+        """Called with every look of the watchdog, a few times a second."""
         self.ledger = Ledger(self.name, dialed.token, dialed.handshake_seconds)
         self.cause: Exception | None = None
         self.closed = False
@@ -370,6 +373,8 @@ class Session(asyncio.Protocol):
             return
         now = self._loop.time()
         self._watchdog = self._loop.call_later(self._watch_interval(), self._watch)
+        if self.on_watch is not None:
+            self.on_watch()
         timeout = self._dialed.socket_timeout
         if self._auth_position is not None and now > self._auth_deadline:
             self._stop_waiting_for_auth()

@@ -7,9 +7,11 @@ authenticated, its socket is given to a protocol of ours (``Dialed.adopt``).
 
 A new redis-py version is this folder's problem: ``_sign_in`` gives connections their tokens,
 ``_in_band`` gives them newer ones among their owner's commands, ``_pools`` knows the pools,
-``_commands`` the command layer, ``_handover`` the sockets, ``_pubsub`` what subscribers need.
+``_commands`` the command layer, ``_handover`` the sockets, ``_pubsub`` what subscribers need,
+``_telemetry`` who wants to be told of commands, ``_capabilities`` which version can do what.
 """
 
+from ._capabilities import CAPABILITIES, check_keywords, has
 from ._commands import (
     EMPTY_RESPONSE,
     NEVER_DECODE,
@@ -28,23 +30,30 @@ from ._pools import (
     default_to_no_retries,
     default_to_resp3,
     detach,
+    follows_a_master,
     pool_endpoint,
     pool_from_url,
+    pool_retry,
     tells_how_to_connect,
 )
 from ._pubsub import decoded, default_retry, exchange, handled_push
 from ._sign_in import SharedTLS, SignIn, sign_in_with, signs_in_with
+from ._telemetry import Address, Recording, is_observed, led_through, recording, unwrapped
 
 __all__ = [
+    "CAPABILITIES",
     "EMPTY_RESPONSE",
     "NEVER_DECODE",
+    "Address",
     "Dialed",
     "InBand",
+    "Recording",
     "SharedTLS",
     "SignIn",
     "attach",
     "attached",
     "check_connection_options",
+    "check_keywords",
     "command_options",
     "decoded",
     "default_retry",
@@ -53,10 +62,16 @@ __all__ = [
     "detach",
     "dial",
     "exchange",
+    "follows_a_master",
     "handled_push",
+    "has",
+    "is_observed",
+    "led_through",
     "packer",
     "pool_endpoint",
     "pool_from_url",
+    "pool_retry",
+    "recording",
     "retry_delays",
     "run_last_command",
     "server_mode",
@@ -64,4 +79,5 @@ __all__ = [
     "signs_in_with",
     "take_over",
     "tells_how_to_connect",
+    "unwrapped",
 ]

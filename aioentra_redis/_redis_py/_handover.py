@@ -17,8 +17,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from ..errors import ConnectTimeoutError
+from ._capabilities import has
 from ._commands import packer
 from ._sign_in import SignIn, no_answer
+from ._telemetry import Address
 
 if TYPE_CHECKING:
     from .._multiplex._engine import Packed, Reader
@@ -61,6 +63,13 @@ class Dialed:
         return timeout
 
     @property
+    def address(self) -> Address:
+        """Where the connection leads, for metrics."""
+        connection = self.connection
+        host, port = getattr(connection, "host", None), getattr(connection, "port", None)
+        return Address(host, port, getattr(connection, "db", 0))
+
+    @property
     def health_check_interval(self) -> float:
         """Seconds without traffic after which redis-py's user wants a PING; 0 for never."""
         return float(self.connection.health_check_interval or 0)
@@ -96,6 +105,8 @@ class Dialed:
 
     async def dispatch_push(self, push: Any) -> None:
         """Hand an out-of-band message (maintenance, invalidation) to redis-py's own handlers."""
+        if not has("resp3_pushes"):
+            return  # a redis-py without handlers: nobody can have asked for the message
         try:
             await self.connection._parser.handle_push_response(list(push))
         except Exception:
@@ -109,7 +120,8 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
     redis-py or the token source raise. Cancelling it leaves no socket behind.
     """
     loop = asyncio.get_running_loop()
-    connection: Any = pool.connection_class(**pool.connection_kwargs)
+    # A subclass of the user's may make its own.
+    connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
     connection.retry = Retry(NoBackoff(), 0)
     socket_timeout = connection.socket_timeout
     connection.socket_timeout = max(socket_timeout or 0.0, HANDSHAKE_TIMEOUT)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol
 
 import redis.asyncio
 from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+
+from ._capabilities import has
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,8 +22,10 @@ __all__ = [
     "default_to_no_retries",
     "default_to_resp3",
     "detach",
+    "follows_a_master",
     "pool_endpoint",
     "pool_from_url",
+    "pool_retry",
     "tells_how_to_connect",
 ]
 
@@ -46,6 +51,8 @@ def pool_endpoint(pool: redis.asyncio.ConnectionPool) -> tuple[str, int, bool]:
     tls = issubclass(pool.connection_class, SSLConnection)
     if "path" in kwargs:
         return str(kwargs["path"]), 0, False
+    if (service := getattr(pool, "service_name", None)) is not None:  # Sentinel's: it knows where
+        return str(service), 0, tls
     return str(kwargs.get("host", "localhost")), int(kwargs.get("port", 6379)), tls
 
 
@@ -64,14 +71,70 @@ _CONNECTIONS = AbstractConnection.__module__
 _ATTRIBUTE = "_aioentra_multiplexed"
 
 
-def attach(pool: redis.asyncio.ConnectionPool, multiplexed: object) -> None:
-    """Remember the pool's multiplexed connection on it: clients that share a pool share both."""
+class Attached(Protocol):
+    """What a pool's owner can do to the multiplexed connection that rides on it."""
+
+    async def disconnect(self, *, inuse: bool) -> None: ...
+    def forget(self) -> None: ...
+
+
+def attach(pool: redis.asyncio.ConnectionPool, multiplexed: Attached) -> None:
+    """Remember the pool's multiplexed connection on it: clients that share a pool share both.
+
+    From now on what is done to the pool reaches that connection, too: ``disconnect()``, which
+    ``aclose()`` calls, ``reset()`` and ``set_retry()``.
+    """
     setattr(pool, _ATTRIBUTE, multiplexed)
+    hooks = _Hooks(pool, multiplexed)
+    for name in _HOOKED:
+        setattr(pool, name, getattr(hooks, name))
 
 
 def detach(pool: redis.asyncio.ConnectionPool) -> None:
     """Undo ``attach``."""
     setattr(pool, _ATTRIBUTE, None)
+    for name in _HOOKED:
+        vars(pool).pop(name, None)
+
+
+_HOOKED = ("disconnect", "reset", "set_retry")
+
+
+class _Hooks:
+    """What stands in front of a pool's own methods; it does not keep the pool alive."""
+
+    def __init__(self, pool: redis.asyncio.ConnectionPool, multiplexed: Attached) -> None:
+        self._pool = weakref.ref(pool)
+        self._kind: Any = type(pool)
+        self._multiplexed = multiplexed
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        try:
+            await self._kind.disconnect(self._pool(), inuse_connections)
+        finally:
+            await self._multiplexed.disconnect(inuse=inuse_connections)
+
+    def reset(self) -> None:
+        self._kind.reset(self._pool())
+        self._multiplexed.forget()
+
+    def set_retry(self, retry: Retry) -> None:
+        pool = self._pool()
+        assert pool is not None
+        # redis-py tells the connections that there are; the shared one asks ``pool_retry``.
+        pool.connection_kwargs["retry"] = retry
+        self._kind.set_retry(pool, retry)
+
+
+def pool_retry(pool: redis.asyncio.ConnectionPool) -> Retry | None:
+    """When commands on connections of the pool are sent again; None if the user never said so."""
+    retry: Retry | None = pool.connection_kwargs.get("retry")
+    return None if isinstance(retry, _Unasked) else retry
+
+
+def follows_a_master(pool: redis.asyncio.ConnectionPool) -> bool:
+    """Whether the pool asks Sentinel for a master, which may become a replica."""
+    return bool(getattr(pool, "is_master", False))
 
 
 def attached(pool: redis.asyncio.ConnectionPool) -> Any:
@@ -82,9 +145,10 @@ def attached(pool: redis.asyncio.ConnectionPool) -> Any:
 def default_to_resp3(kwargs: dict[str, Any]) -> None:
     """Ask for RESP3 unless the user chose.
 
-    redis-py 8 does so by itself, and naming the protocol there would change the shape of replies.
+    Where redis-py does so by itself, replies keep their shape, and naming the protocol would
+    change it. Before that the two go together: replies look as with redis-py's ``protocol=3``.
     """
-    if int(redis.__version__.partition(".")[0]) < 8:
+    if not has("legacy_responses"):
         kwargs.setdefault("protocol", 3)
 
 
@@ -95,4 +159,8 @@ def default_to_no_retries(kwargs: dict[str, Any]) -> None:
     ``from_url()`` do not, and neither do we.
     """
     if kwargs.get("retry") is None:
-        kwargs["retry"] = Retry(NoBackoff(), 0)
+        kwargs["retry"] = _Unasked(NoBackoff(), 0)
+
+
+class _Unasked(Retry):
+    """What stands in for the retries of a user who said nothing about them; redis-py copies it."""

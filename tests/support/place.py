@@ -36,5 +36,5 @@ class Place:
 
     async def aclose(self) -> None:
         for client in self.clients:
-            client._multiplexed._close_timeout = 0.01
+            client._multiplexed.close_timeout = 0.01
             await client.aclose()

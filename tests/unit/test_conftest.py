@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from aioentra_redis._redis_py._capabilities import Capability
+
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parent.parent.parent
@@ -155,3 +157,45 @@ def test_uvloop_runs_real_time_only(run):
 
 async def test_unit_tests_run_in_debug_mode():
     assert asyncio.get_running_loop().get_debug()
+
+
+# ------------------------------------------------------------------------------- capabilities
+
+
+@pytest.fixture
+def the_conftest(request: pytest.FixtureRequest):
+    """The module that pytest has made of tests/conftest.py."""
+    path = Path(__file__).parents[1] / "conftest.py"
+    return request.config.pluginmanager.get_plugin(str(path))
+
+
+class MarkedItem:
+    """A collected test, as far as marks go."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.skips: list[str] = []
+
+    def iter_markers(self, name: str):
+        assert name == "capability"
+        return [pytest.mark.capability(each).mark for each in self.names]
+
+    def add_marker(self, marker: pytest.MarkDecorator) -> None:
+        self.skips.append(marker.kwargs["reason"])
+
+
+def test_what_the_installed_redis_py_lacks_is_skipped_and_listed(the_conftest, monkeypatch):
+    present = Capability(True, "6.4", "pushes")
+    absent = Capability(False, "99.1", "a far future")
+    monkeypatch.setattr(the_conftest, "CAPABILITIES", {"pushes": present, "future": absent})
+    items = [MarkedItem(), MarkedItem("pushes"), MarkedItem("pushes", "future")]
+    the_conftest.skip_what_redis_py_lacks(items)
+    assert [bool(item.skips) for item in items] == [False, False, True]
+    assert "lacks future: it came by 99.1" in items[2].skips[0]
+    lines: list[str] = []
+
+    class Reporter:
+        section = write_line = staticmethod(lines.append)
+
+    the_conftest.pytest_terminal_summary(Reporter)
+    assert lines[1:] == ["absent capabilities: future (a far future)"]

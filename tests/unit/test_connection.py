@@ -157,7 +157,7 @@ async def world(monkeypatch):
 
     yield make
     for each in made:
-        each.multiplexed._close_timeout = 0.01  # the clock is a real one again
+        each.multiplexed.close_timeout = 0.01  # the clock is a real one again
         with contextlib.suppress(Exception):
             await each.multiplexed.aclose()
 

@@ -49,8 +49,8 @@ class Transactional(Peer):
     def usual_answer(self, name: str, words: list[bytes]) -> bytes:
         return super().usual_answer("INCR" if name == "INCRBY" else name, words)
 
-    def steps_for(self, words: list[bytes]) -> list[Any]:
-        steps = super().steps_for(words)
+    def steps_for(self, words: list[bytes], connection: Any) -> list[Any]:
+        steps = super().steps_for(words, connection)
         name = words[0].upper()
         if steps != [b"-ERR unknown command\r\n"] and name in (b"MULTI", b"EXEC"):
             return steps  # the script knows better

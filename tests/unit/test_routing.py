@@ -9,13 +9,16 @@ import pytest
 from aioentra_redis._multiplex._routing import (
     READ_ONLY,
     REMEDIES,
+    REMEDIES_WITH_TOKENS,
     Route,
+    checked_overrides,
     command_words,
     is_read_only,
     remedy,
     route,
     static_route,
 )
+from aioentra_redis.errors import ConfigurationError
 
 BLOCKING = [
     "BLPOP",
@@ -180,3 +183,95 @@ def test_read_only_commands_are_not_among_the_refused():
 )
 def test_what_may_be_sent_again(words: str, expected: bool):
     assert is_read_only(words) is expected
+
+
+# ------------------------------------------------------------------------------------ refusals
+
+
+@pytest.mark.parametrize("words", sorted(REMEDIES))
+def test_each_refusal_says_what_to_use_instead(words: str):
+    """A call of ours, an argument, or why there is no use for it at all."""
+    text = remedy(words)
+    assert any(hint in text for hint in ("redis.", "`db=", "himport_", "have no use")), text
+
+
+@pytest.mark.parametrize("words", ["WAIT", "WAITAOF"])
+def test_durability_is_asked_where_the_writes_were(words: str):
+    assert "redis.pipeline(transaction=False)" in remedy(words)
+    assert "redis.client()" in remedy(words)
+
+
+def test_what_is_refused_with_tokens_only():
+    for words in REMEDIES_WITH_TOKENS:
+        assert route((words, "x")) is Route.SHARED
+        assert route((words, "x"), with_tokens=True) is Route.REFUSED
+        assert "another client" in remedy(words)
+
+
+# ----------------------------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize(
+    ("routes", "args", "expected"),
+    [
+        ({"MY.BLOCKING": "dedicated"}, ("MY.BLOCKING", "k"), Route.DEDICATED),
+        ({"my.blocking": "dedicated"}, (b"My.Blocking", "k"), Route.DEDICATED),
+        ({"MY.BLOCKING": "dedicated"}, ("MY.OTHER", "k"), Route.SHARED),
+        ({"EVAL": "dedicated"}, ("EVAL", "return 1", 0), Route.DEDICATED),
+        ({"XREAD": "dedicated"}, ("XREAD", "STREAMS", "s", "0"), Route.DEDICATED),
+        ({"XREADGROUP": "dedicated"}, ("XREAD", "STREAMS", "s", "0"), Route.SHARED),
+        # A subcommand, in both spellings; a container stands for all of its subcommands.
+        ({"CONFIG GET": "dedicated"}, ("CONFIG GET", "x"), Route.DEDICATED),
+        ({"CONFIG GET": "dedicated"}, ("CONFIG", b"get", "x"), Route.DEDICATED),
+        ({"CONFIG GET": "dedicated"}, ("CONFIG", "SET", "x", 1), Route.SHARED),
+        ({"CONFIG GET": "dedicated"}, ("CONFIG",), Route.SHARED),
+        ({"CONFIG": "dedicated"}, ("CONFIG", "SET", "x", 1), Route.DEDICATED),
+        ({"CONFIG": "dedicated"}, ("CONFIG GET", "x"), Route.DEDICATED),
+        ({"SCRIPT": "dedicated"}, ("SCRIPT", "EXISTS", "x"), Route.DEDICATED),
+        ({"SCRIPT": "dedicated"}, ("SCRIPT",), Route.DEDICATED),
+        ({"SCRIPT": "dedicated", "SCRIPT EXISTS": "shared"}, ("SCRIPT EXISTS", "x"), Route.SHARED),
+        ({"SCRIPT": "dedicated", "SCRIPT EXISTS": "shared"}, ("SCRIPT", "LOAD"), Route.DEDICATED),
+        # What the tables forbid stays forbidden, whatever is said of the container.
+        ({"SCRIPT": "dedicated"}, ("SCRIPT", "DEBUG", "YES"), Route.REFUSED),
+        ({"CLIENT": "dedicated"}, ("CLIENT REPLY", "OFF"), Route.REFUSED),
+        ({"CLIENT": "shared"}, ("CLIENT", "KILL", "x"), Route.DEDICATED),
+        ({"HIMPORT": "shared"}, ("HIMPORT", "SET", "k", "f", 1), Route.DEDICATED),
+        ({"GET": "shared"}, ("GET", "k"), Route.SHARED),
+        ({"BLPOP": "dedicated"}, ("BLPOP", "k", 0), Route.DEDICATED),
+        (None, ("MY.BLOCKING", "k"), Route.SHARED),
+    ],
+)
+def test_the_users_routes(routes: Any, args: tuple[Any, ...], expected: Route):
+    overrides = checked_overrides(routes)
+    assert route(args, overrides=overrides) is expected
+    by_name = static_route(command_words(args[:1]), overrides=overrides)
+    assert by_name in (expected, None)
+
+
+@pytest.mark.parametrize(
+    ("routes", "text"),
+    [
+        *(({name: "shared"}, "everybody's commands waiting") for name in BLOCKING),
+        *(({name: "shared"}, "everybody's") for name in ("XREAD", "XREADGROUP", "TS.READ")),
+        *(({name: "shared"}, "must not stand behind") for name in OUT_OF_BAND),
+        ({"HIMPORT SET": "shared"}, "prepared for each connection"),
+        *(({name: "shared"}, "redis|db=|himport|no use") for name in REFUSED),
+        *(({name: "dedicated"}, "redis|db=|himport|no use") for name in REFUSED),
+        *(
+            ({name: goal}, "ends or resets its connection")
+            for name in ("HELLO", "QUIT", "RESET", "SHUTDOWN")
+            for goal in ("shared", "dedicated")
+        ),
+        ({"AUTH": "dedicated"}, "another client for another user"),
+        ({"multi": "shared"}, "can't make MULTI shared"),
+        ({"GET": "refused"}, '"shared" or "dedicated", not to .refused'),
+        ({"GET": True}, "not to True"),
+        ({"": "shared"}, "names of commands"),
+        ({b"GET": "shared"}, "names of commands"),
+        ({"A B C": "shared"}, "names of commands"),
+        (["GET"], "is a mapping"),
+    ],
+)
+def test_routes_that_would_break_the_shared_connection_are_refused(routes: Any, text: str):
+    with pytest.raises(ConfigurationError, match=text):
+        checked_overrides(routes)
