@@ -332,6 +332,8 @@ class EntraPipeline(Pipeline):
             raise results
         if results is None:
             raise redis_exceptions.WatchError("Watched variable changed.")
+        if results and isinstance(results[0], redis_exceptions.ConnectionError):
+            raise results[0]  # as redis-py's parser does, whatever raise_on_error says
         for index, error in errors:
             results.insert(index, error)
         if len(results) != len(stack):

@@ -63,6 +63,7 @@ BLOCKING_WITH_BLOCK = frozenset(("XREAD", "XREADGROUP", "TS.READ"))
 _STALLS = "it would keep everybody's commands waiting for as long as it waits itself"
 _OVERTAKES = "it must not stand behind the very commands that it is to stop or set free"
 _PREPARED = "its field set is prepared for each connection, by redis-py"
+_ODD = "it can answer with what is no reply, which would shift everybody's"
 _ENDS = "it ends or resets its connection, so it gets one that is closed afterwards"
 
 # A server that is busy with a script or has paused its clients never reads what stands behind
@@ -80,6 +81,10 @@ OUT_OF_BAND = frozenset(
 
 # HIMPORT SET needs its field set prepared on the connection that it runs on.
 STATE_OF_A_CONNECTION = frozenset(("HIMPORT SET",))
+
+# DEBUG PROTOCOL ATTRIB was measured to shift the replies of a shared connection by one; a pool
+# throws a connection away that has something unread.
+ODD_REPLIES = frozenset(("DEBUG",))
 
 LAST_COMMANDS = frozenset(("HELLO", "QUIT", "RESET", "SHUTDOWN"))
 
@@ -218,7 +223,7 @@ def static_route(
         return Route.DEDICATED
     if first in BLOCKING_WITH_BLOCK:
         return None
-    if words in OUT_OF_BAND or words in STATE_OF_A_CONNECTION:
+    if words in OUT_OF_BAND or words in STATE_OF_A_CONNECTION or first in ODD_REPLIES:
         return Route.DEDICATED
     return Route.SHARED
 
@@ -280,6 +285,8 @@ def _unmovable(words: str, goal: Route) -> str | None:
         return _STALLS
     if words in OUT_OF_BAND:
         return _OVERTAKES
+    if first in ODD_REPLIES:
+        return _ODD
     return _PREPARED if words in STATE_OF_A_CONNECTION else None
 
 

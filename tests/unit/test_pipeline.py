@@ -343,13 +343,15 @@ async def test_a_transaction_without_multi_says_so(place: Place):
         (b"*-1\r\n", redis_exceptions.WatchError, "Watched variable changed"),
         (b"*1\r\n+OK\r\n", redis_exceptions.ResponseError, "Wrong number of response items"),
         (b"-NOAUTH Authentication required.\r\n", redis_exceptions.AuthenticationError, "requ"),
+        (b"*2\r\n" + LOADING + b"+OK\r\n", redis_exceptions.BusyLoadingError, "loading"),
     ],
 )
 async def test_odd_answers_to_exec(place: Place, answer: bytes, error: type, says: str):
     client = place.client()
     place.peer.script["EXEC"] = [answer]
     place.peer.queued = None
-    got = await error_of(client.pipeline().set("k", "v").get("k").execute())
+    raise_on_error = error is not redis_exceptions.BusyLoadingError
+    got = await error_of(client.pipeline().set("k", "v").get("k").execute(raise_on_error))
     assert type(got) is error
     assert says in str(got)
     place.peer.queued = None

@@ -16,6 +16,7 @@ from aioentra_redis._multiplex._routing import (
     is_read_only,
     remedy,
     route,
+    route_in_pipeline,
     static_route,
 )
 from aioentra_redis.errors import ConfigurationError
@@ -87,7 +88,7 @@ def spellings(name: str) -> list[tuple[Any, ...]]:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        *((name, Route.DEDICATED) for name in [*BLOCKING, *OUT_OF_BAND, "HIMPORT SET"]),
+        *((name, Route.DEDICATED) for name in [*BLOCKING, *OUT_OF_BAND, "HIMPORT SET", "DEBUG"]),
         *((name, Route.REFUSED) for name in REFUSED),
         *((name, Route.LAST) for name in ("HELLO", "QUIT", "RESET", "SHUTDOWN")),
         *(
@@ -255,6 +256,7 @@ def test_the_users_routes(routes: Any, args: tuple[Any, ...], expected: Route):
         *(({name: "shared"}, "everybody's") for name in ("XREAD", "XREADGROUP", "TS.READ")),
         *(({name: "shared"}, "must not stand behind") for name in OUT_OF_BAND),
         ({"HIMPORT SET": "shared"}, "prepared for each connection"),
+        ({"DEBUG PROTOCOL": "shared"}, "no reply, which would shift everybody's"),
         *(({name: "shared"}, "redis|db=|himport|no use") for name in REFUSED),
         *(({name: "dedicated"}, "redis|db=|himport|no use") for name in REFUSED),
         *(
@@ -275,3 +277,32 @@ def test_the_users_routes(routes: Any, args: tuple[Any, ...], expected: Route):
 def test_routes_that_would_break_the_shared_connection_are_refused(routes: Any, text: str):
     with pytest.raises(ConfigurationError, match=text):
         checked_overrides(routes)
+
+
+@pytest.mark.parametrize(
+    ("args", "queued", "immediate"),
+    [
+        (("GET", "k"), Route.SHARED, Route.SHARED),
+        (("MY.MODULE",), Route.SHARED, Route.SHARED),
+        (("BLPOP", "k", 0), Route.DEDICATED, Route.DEDICATED),
+        (("XREAD", "BLOCK", 0, "STREAMS", "s", 0), Route.DEDICATED, Route.DEDICATED),
+        (("HIMPORT SET", "k", "f"), Route.DEDICATED, Route.DEDICATED),
+        (("WAIT", 1, 0), Route.DEDICATED, Route.DEDICATED),
+        (("waitaof", 1, 0, 0), Route.DEDICATED, Route.DEDICATED),
+        (("UNWATCH",), Route.DEDICATED, Route.DEDICATED),
+        (("DISCARD",), Route.DEDICATED, Route.DEDICATED),
+        (("WATCH", "k"), Route.REFUSED, Route.DEDICATED),
+        *(((name,), Route.REFUSED, Route.REFUSED) for name in ("MULTI", "EXEC", "SELECT")),
+        *(((name,), Route.REFUSED, Route.REFUSED) for name in ("QUIT", "RESET", "SHUTDOWN")),
+        (("CLIENT", "REPLY", "OFF"), Route.REFUSED, Route.REFUSED),
+        (("HELLO", 3), Route.REFUSED, Route.REFUSED),
+        (("AUTH", "user", "token"), Route.REFUSED, Route.REFUSED),
+    ],
+)
+def test_routes_in_pipelines(args: tuple[Any, ...], queued: Route, immediate: Route):
+    """What would change a connection that goes back to the pool is refused there, too."""
+    alone = route(args, with_tokens=True)
+    assert route_in_pipeline(args, alone) is queued
+    assert route_in_pipeline(args, alone, immediate=True) is immediate
+    if Route.REFUSED in (queued, immediate):
+        assert remedy(command_words(args))
