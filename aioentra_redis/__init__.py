@@ -4,7 +4,7 @@
 ``TokenSource`` is where tokens come from, to be shared between clients.
 """
 
-from ._adapters import EntraCredentialProvider
+from ._adapters import EntraCredentialProvider, entra_kwargs
 from ._client import EntraRedis
 from ._cluster import EntraRedisCluster
 from ._connect import connect
@@ -95,6 +95,7 @@ __all__ = [
     "TokenStatus",
     "WrongLoopError",
     "connect",
+    "entra_kwargs",
 ]
 
 __version__ = "0.1.0.dev0"

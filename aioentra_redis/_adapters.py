@@ -7,6 +7,7 @@ does less, for clients that the former can't serve: it gives each new connection
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -14,13 +15,83 @@ from typing import Any, Self
 from redis.credentials import CredentialProvider
 
 from ._options import check_seconds
+from ._redis_py import SharedTLS, SignIn, sign_in_plain
+from ._renewal import Renewal
 from ._source import TokenSource
 from ._threads import call_in_thread
 from ._token import Token
 from ._token_thread import TokenThread
 from .errors import ConfigurationError, EntraRedisError, LifecycleError, TokenAcquisitionError
 
-__all__ = ["EntraCredentialProvider"]
+__all__ = ["EntraCredentialProvider", "entra_kwargs"]
+
+
+def entra_kwargs(
+    source: TokenSource, *, allow_plaintext: bool = False, allow_insecure_tls: bool = False
+) -> dict[str, Any]:
+    """Keyword arguments that sign a plain ``redis.asyncio`` client in, and keep it signed in.
+
+    They fit ``Redis(...)``, ``Redis.from_url(url, ...)``, ``ConnectionPool(...)``,
+    ``BlockingConnectionPool(...)`` and every library that passes keywords on to one of them::
+
+        client = redis.asyncio.Redis.from_url(url, **entra_kwargs(source))
+
+    Pass no password, credential provider or ``redis_connect_func`` besides; a user name, if any,
+    must be the token's object ID. ``source`` remains yours to close, and belongs to one event
+    loop, as the client does. Any number of clients may share it.
+
+    Each connection signs in with the newest token. When there is a newer one, AUTH goes in front
+    of a command that is sent anyway, at a moment of the connection's own within the time that
+    Microsoft asks for; a subscriber with RESP3 gets it while it waits for messages. If the server
+    refuses, the connection goes on with the former token, and no command fails for it; the
+    next try comes within seconds. A connection that lies in the pool is left alone: the server
+    ends it when its token expires, and the pool makes a new one.
+
+    The server does end what gives no occasion for AUTH until the token expires; the owner then
+    gets a :exc:`ConnectionLostError`, a ``ConnectionError`` of redis-py's, which says so, unless
+    redis-py's retries come first: a subscriber with RESP2, or one that is not read; one blocking
+    command that waits across the expiry; MONITOR; a connection that is held and not used
+    (``single_connection_client``, WATCH). ``EntraRedis`` does all of these but MONITOR and WATCH.
+
+    A token is not sent in clear to another machine, unless with ``allow_plaintext=True``, nor to a
+    server whose certificate and host name are not checked, unless with ``allow_insecure_tls=True``:
+    :exc:`InsecureConnectionError`, at the first command, because it is the open connection that is
+    looked at. redis-py 5 does not check host names by itself; there each connection is opened
+    twice unless you pass ``ssl_check_hostname=True``. Unix sockets are not supported.
+
+    redis-py's own ``RedisCluster`` does not take ``redis_connect_func``: use ``EntraRedisCluster``.
+    """
+    if not isinstance(source, TokenSource):
+        raise ConfigurationError(f"entra_kwargs() takes a TokenSource, not {source!r}")
+    hook = _Hook(source, allow_plaintext=allow_plaintext, allow_insecure_tls=allow_insecure_tls)
+    return {"redis_connect_func": hook.on_connect}
+
+
+class _Hook:
+    """What redis-py calls with each connection; a method, because it tells coroutines by kind."""
+
+    def __init__(
+        self, source: TokenSource, *, allow_plaintext: bool, allow_insecure_tls: bool
+    ) -> None:
+        self._source = source
+        self._allow_insecure_tls = allow_insecure_tls
+        self._provider = SignIn(
+            source,
+            tls=SharedTLS(allow_insecure=allow_insecure_tls),
+            allow_plaintext=allow_plaintext,
+        )
+        self._numbers = itertools.count(1)
+
+    async def on_connect(self, connection: Any) -> None:
+        await sign_in_plain(
+            connection,
+            self._provider,
+            self._renewal,
+            allow_insecure_tls=self._allow_insecure_tls,
+        )
+
+    def _renewal(self, host: str) -> Renewal:
+        return Renewal(self._source, name=f"redis-py's connection {next(self._numbers)} to {host}")
 
 
 class EntraCredentialProvider(CredentialProvider):

@@ -76,7 +76,8 @@ def _explain(
                 f"no TLS connection to {where} ({reason}). {_port_hint(host, port, tls)}",
             )
         if isinstance(cause, redis_exceptions.AuthenticationError):
-            return error(SignInRefusedError, "auth", _refused(where, token, reason))
+            # Its own words: its context may be why a connection was made anew.
+            return error(SignInRefusedError, "auth", _refused(where, token, scrub(str(cause))))
         if isinstance(cause, redis_exceptions.NoPermissionError):
             return error(
                 SignInRefusedError,

@@ -12,12 +12,13 @@ a reply was read. Modes move by this table and no other way; what is not in it c
 from __future__ import annotations
 
 import enum
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import hiredis
 
-__all__ = ["TRANSITIONS", "Mode", "Traffic"]
+__all__ = ["TRANSITIONS", "Mode", "Subscriptions", "Traffic"]
 
 
 class Mode(enum.Enum):
@@ -52,6 +53,9 @@ TRANSITIONS: Final[dict[Mode, dict[bytes, Mode]]] = {
 """From a mode, by a command's name, to the next one."""
 
 
+_SUBSCRIBED: Final = Mode.SUBSCRIBED
+
+
 class Traffic:
     """Counts the replies that are owed, and follows the mode, of one connection.
 
@@ -59,7 +63,7 @@ class Traffic:
     unasked. A command of redis-py's costs about 0.5 us.
     """
 
-    __slots__ = ("_moves", "_reader", "mode", "owed")
+    __slots__ = ("_moves", "_reader", "mode", "owed", "subscriptions")
 
     def __init__(self) -> None:
         self.reset()
@@ -70,6 +74,7 @@ class Traffic:
         self.mode = Mode.COMMANDS
         self._moves: Mapping[bytes, Mode] = TRANSITIONS[Mode.COMMANDS]
         self._reader: Any = hiredis.Reader()
+        self.subscriptions = Subscriptions()
 
     def sent(self, chunks: str | bytes | memoryview | Iterable[bytes | memoryview]) -> None:
         """Something was, or is about to be, written: any number of commands in any pieces."""
@@ -88,6 +93,8 @@ class Traffic:
                 moved = self._moves.get(words[0].upper())
                 if moved is not None:
                     self._move_to(moved)
+                if self.mode is _SUBSCRIBED:
+                    self.subscriptions.sent(words)
         except (hiredis.HiredisError, AttributeError, IndexError, TypeError):
             self._move_to(Mode.UNKNOWN)
 
@@ -107,3 +114,80 @@ class Traffic:
 
     def __repr__(self) -> str:
         return f"<Traffic {self.mode.value}, {self.owed} owed>"
+
+
+_CHANGES: Final[dict[bytes, str]] = {
+    b"SUBSCRIBE": "channels",
+    b"UNSUBSCRIBE": "channels",
+    b"PSUBSCRIBE": "patterns",
+    b"PUNSUBSCRIBE": "patterns",
+    b"SSUBSCRIBE": "sharded",
+    b"SUNSUBSCRIBE": "sharded",
+}
+"""The commands that change subscriptions, and which of the three sets of channels they change."""
+
+
+class Subscriptions:
+    """What a RESP3 subscriber is owed: plain replies, and confirmations, which come as pushes.
+
+    With RESP3 a subscriber may send any command, AUTH too, and messages are told from replies by
+    their type. What can't be told is whether an error is the answer to AUTH or to a SUBSCRIBE
+    that was refused; so AUTH is for when nothing is owed, and then the next plain reply is its.
+
+    ``sent`` takes each command, ``pushed`` each push, ``replied`` each plain reply. In doubt
+    something remains owed for ever, and there is no AUTH.
+    """
+
+    __slots__ = ("_channels", "_owed")
+
+    def __init__(self) -> None:
+        # The name of a change and how many confirmations are left of it, None for "until the set
+        # is empty"; or what was passed to `expect`.
+        self._owed: deque[tuple[object, int | None]] = deque()
+        self._channels: dict[str, set[object]] = {kind: set() for kind in _CHANGES.values()}
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the next plain reply would be that of the next command."""
+        return not self._owed
+
+    def sent(self, words: list[bytes]) -> None:
+        """A command was, or is about to be, written."""
+        name = words[0].upper()
+        if name not in _CHANGES:
+            self._owed.append((None, 1))
+        else:
+            self._owed.append((name, len(words) - 1 or None))
+
+    def expect(self, mark: object) -> None:
+        """A command was written whose plain reply ``replied`` is to give back as ``mark``."""
+        self._owed.append((mark, 1))
+
+    def pushed(self, push: list[Any]) -> None:
+        """A push was read, of any kind."""
+        name = push[0] if push else None
+        if isinstance(name, str):
+            name = name.encode()
+        if not isinstance(name, bytes) or (name := name.upper()) not in _CHANGES or len(push) < 2:
+            return
+        channels = self._channels[_CHANGES[name]]
+        if b"UNSUB" in name:
+            channels.discard(push[1])
+        else:
+            channels.add(push[1])
+        # A server may take a sharded channel away without having been asked.
+        if self._owed and self._owed[0][0] == name:
+            left = self._owed.popleft()[1]
+            if left is None:
+                if channels:
+                    self._owed.appendleft((name, None))
+            elif left > 1:
+                self._owed.appendleft((name, left - 1))
+
+    def replied(self) -> object:
+        """A plain reply was read, an error included; returns the mark of what it answers, if any.
+
+        It is the answer to the oldest command, be that a subscription which was refused.
+        """
+        answered = self._owed.popleft()[0] if self._owed else None
+        return None if isinstance(answered, bytes) else answered

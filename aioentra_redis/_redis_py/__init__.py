@@ -23,6 +23,7 @@ from ._commands import (
 )
 from ._handover import Dialed, dial, take_over
 from ._in_band import InBand
+from ._plain import sign_in_plain
 from ._pools import (
     attach,
     attached,
@@ -75,6 +76,7 @@ __all__ = [
     "retry_delays",
     "run_last_command",
     "server_mode",
+    "sign_in_plain",
     "sign_in_with",
     "signs_in_with",
     "take_over",

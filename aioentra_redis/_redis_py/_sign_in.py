@@ -27,7 +27,15 @@ if TYPE_CHECKING:
     from .._source import TokenSource
     from .._token import Token
 
-__all__ = ["SharedTLS", "SignIn", "no_answer", "sign_in_with", "signs_in_with"]
+__all__ = [
+    "SharedTLS",
+    "SignIn",
+    "explained",
+    "no_answer",
+    "refuse_plaintext_to_others",
+    "sign_in_with",
+    "signs_in_with",
+]
 
 
 class SharedTLS:
@@ -109,7 +117,6 @@ class _SignedIn:
     """What connections of ours add to redis-py's: the shared TLS context and the plaintext rule."""
 
     credential_provider: SignIn
-    _writer: asyncio.StreamWriter | None
     _just_connected = False
 
     def __init__(self, **kwargs: Any) -> None:
@@ -127,34 +134,18 @@ class _SignedIn:
         self._just_connected = True
         self.transport_ready_at = asyncio.get_running_loop().time()
         if plaintext and not sign_in.allow_plaintext:
-            self._refuse_plaintext_to_others()
+            refuse_plaintext_to_others(self)
 
     # Whoever asks for the connection gets an error for people, and one whose chain holds no frame
     # of redis-py's sign-in, where the token is a local variable.
 
     async def on_connect(self) -> None:
-        with self._explained():
+        with explained(self):
             await super().on_connect()  # type: ignore[misc]
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
-        with self._explained():
+        with explained(self):
             await super().on_connect_check_health(check_health=check_health)  # type: ignore[misc]
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except redis_exceptions.TimeoutError as exc:
-            raise no_answer(self) from without_tracebacks(exc)
-        except redis_exceptions.RedisError as exc:
-            error = explain(
-                exc,
-                host=getattr(self, "host", getattr(self, "path", "the server")),
-                port=getattr(self, "port", 0),
-                tls=isinstance(self, SSLConnection),
-                token=self.credential_provider.token,
-            )
-            raise error from error.__cause__
 
     # A pool asks these two, the one from redis-py 8 on, the other before, when it hands out a
     # connection; on ConnectionError it has the connection connect anew, which signs in anew.
@@ -183,15 +174,34 @@ class _SignedIn:
         if sign_in.source.now() >= reauth_deadline(held):
             raise redis_exceptions.ConnectionError("signed in with a token that is about to expire")
 
-    def _refuse_plaintext_to_others(self) -> None:
-        assert self._writer is not None
-        peer = self._writer.get_extra_info("peername")
-        if isinstance(peer, tuple) and not is_loopback(str(peer[0])):
-            self._writer.transport.abort()
-            raise InsecureConnectionError(
-                f"the plaintext connection reached {peer[0]}, which is not this machine; it was "
-                "closed before the token was sent. Use rediss://"
-            )
+
+@contextlib.contextmanager
+def explained(connection: Any) -> Iterator[None]:
+    """Turn what the sign-in of ``connection`` raises into an error for people, without secrets."""
+    try:
+        yield
+    except redis_exceptions.TimeoutError as exc:
+        raise no_answer(connection) from without_tracebacks(exc)
+    except redis_exceptions.RedisError as exc:
+        error = explain(
+            exc,
+            host=getattr(connection, "host", getattr(connection, "path", "the server")),
+            port=getattr(connection, "port", 0),
+            tls=isinstance(connection, SSLConnection),
+            token=connection.credential_provider.token,
+        )
+        raise error from error.__cause__
+
+
+def refuse_plaintext_to_others(connection: Any) -> None:
+    """Close ``connection``, and raise, where its peer is not this machine."""
+    peer = connection._writer.get_extra_info("peername")
+    if isinstance(peer, tuple) and not is_loopback(str(peer[0])):
+        connection._writer.transport.abort()
+        raise InsecureConnectionError(
+            f"the plaintext connection reached {peer[0]}, which is not this machine; it was "
+            "closed before the token was sent. Use rediss://"
+        )
 
 
 @functools.cache

@@ -28,6 +28,7 @@ from aioentra_redis import (
     TokenState,
     TokenStatus,
     connect,
+    entra_kwargs,
 )
 
 
@@ -100,6 +101,8 @@ async def sources(credential: ManagedIdentityCredential) -> None:
 
 async def providers(source: TokenSource, credential: ManagedIdentityCredential) -> None:
     redis.asyncio.Redis(credential_provider=EntraCredentialProvider(source))
+    assert_type(entra_kwargs(source), dict[str, Any])
+    redis.asyncio.Redis.from_url("rediss://...", **entra_kwargs(source, allow_plaintext=True))
     provider = EntraCredentialProvider.in_thread(lambda: credential, timeout=10)
     assert_type(provider, EntraCredentialProvider)
     assert_type(provider.get_credentials(), tuple[str, str])
