@@ -209,7 +209,7 @@ class EntraRedis(redis.asyncio.Redis):
         """
         try:
             plan = self._plans.get(args[0]) or self._make_plan(args)
-        except TypeError:  # what can't be looked up is no name, either
+        except TypeError:  # what can't be looked up is no name: DataError
             plan = self._make_plan(args)
         shared, words, callback, _ = plan
         # This test is all that the straight way pays for the others: retries, routing, a full

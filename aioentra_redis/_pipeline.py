@@ -179,7 +179,10 @@ class EntraPipeline(Pipeline):
         repeatable = True
         wire = []
         for args, _ in stack:
-            known, words, _, read_only = plans.get(args[0]) or make_plan(args)
+            try:
+                known, words, _, read_only = plans.get(args[0]) or make_plan(args)
+            except TypeError:  # what can't be looked up is no name: DataError
+                known, words, _, read_only = make_plan(args)
             if not known and not self._may_be_shared(args):
                 shared = False
             if not read_only:

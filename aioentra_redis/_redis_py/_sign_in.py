@@ -225,7 +225,8 @@ def sign_in_with(
     if present is not None or attached(pool) is not None:
         raise ConfigurationError(
             "the connections of this pool sign in in another way already, or a client without a "
-            "token source uses it: make another pool for this token source"
+            "token source uses it: make another pool for this token source, or give all clients of "
+            "the pool the same token_source="
         )
     check_alone(kwargs)
     check_tls(kwargs, allow_insecure_tls=allow_insecure_tls)

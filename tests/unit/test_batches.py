@@ -162,6 +162,7 @@ async def test_replies_cut_at_any_byte_reach_their_owners(open_session: Open, cu
     assert (await before, await behind) == ("one", "five")
 
 
+@pytest.mark.capability("resp3_pushes")
 async def test_pushes_between_its_replies_are_nobody_elses(open_session: Open):
     pushes: list[Any] = []
     session, wire = open_session(on_push=pushes.append)

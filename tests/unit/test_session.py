@@ -528,6 +528,7 @@ async def test_a_reply_that_nobody_asked_for_ends_the_session(open_session: Open
     assert "max number of clients" in str(owner.lost[0][1])
 
 
+@pytest.mark.capability("resp3_pushes")
 async def test_pushes_go_to_redis_py_and_to_nobody_else(open_session: Open):
     pushes: list[Any] = []
     peer = Peer(ECHO=lambda name, text: [b">2\r\n+invalidate\r\n:1\r\n", bulk(text)])
@@ -537,6 +538,7 @@ async def test_pushes_go_to_redis_py_and_to_nobody_else(open_session: Open):
     assert pushes == [[b"invalidate", 1]]
 
 
+@pytest.mark.capability("resp3_pushes")
 async def test_a_push_handler_that_raises_is_logged(open_session: Open, caplog):
     def fail(push: Any) -> None:
         raise KeyError("handler")
@@ -548,6 +550,7 @@ async def test_a_push_handler_that_raises_is_logged(open_session: Open, caplog):
     assert "push notification handler" in caplog.text
 
 
+@pytest.mark.capability("resp3_pushes")
 async def test_what_the_handshake_left_unread_is_read(open_session: Open, owner: Owner):
     pushes: list[Any] = []
     session, _ = open_session(Peer(), unread=b">1\r\n+hello\r\n", on_push=pushes.append)
