@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import redis.asyncio
 from redis import exceptions as redis_exceptions
 
+from ._dedicated import DedicatedConnections, dedicated_of
 from ._events import ConnectionStatus, EventCallback, EventHub
 from ._mode import is_cluster_node
 from ._multiplex._connection import MultiplexedConnection
@@ -39,6 +40,7 @@ from ._redis_py import (
     default_to_resp3,
     is_observed,
     led_through,
+    limit_connections,
     pool_endpoint,
     pool_from_url,
     pool_retry,
@@ -76,6 +78,8 @@ class EntraRedis(redis.asyncio.Redis):
     - ``close_timeout`` (5): how long ``aclose()`` waits for commands in flight;
     - ``routes``: what goes on a connection of its own although our tables say that it can be
       shared, such as ``{"MY.BLOCKING": "dedicated"}``;
+    - ``max_dedicated_connections`` (100): how many connections the pool may hold besides the
+      shared one, for blocking commands, WATCH, MONITOR and ``client()``;
     - ``on_event``: called with every event, see :mod:`aioentra_redis`;
     - ``allow_plaintext``, ``allow_insecure_tls`` (False): lift a rule about tokens, see the errors
       that they lift;
@@ -96,6 +100,7 @@ class EntraRedis(redis.asyncio.Redis):
         connection_pool: redis.asyncio.ConnectionPool | None = None,
         recovery_timeout: float | None = None,
         close_timeout: float | None = None,
+        max_dedicated_connections: int | None = None,
         on_event: EventCallback | None = None,
         routes: Mapping[str, str] | None = None,
         allow_plaintext: bool = False,
@@ -103,6 +108,7 @@ class EntraRedis(redis.asyncio.Redis):
         **kwargs: Any,
     ) -> None:
         self._multiplexed: MultiplexedConnection | None = None  # __del__ may meet half of us
+        self._dedicated: DedicatedConnections | None = None
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
         self._stop_listening: list[Callable[[], None]] = []
@@ -120,6 +126,9 @@ class EntraRedis(redis.asyncio.Redis):
         if connection_pool is None:
             default_to_resp3(kwargs)
             default_to_no_retries(kwargs)
+            limit_connections(kwargs, max_dedicated_connections)
+        elif max_dedicated_connections is not None:
+            raise ConfigurationError("max_dedicated_connections= comes too late: the pool is made")
         super().__init__(connection_pool=connection_pool, **kwargs)
         pool = self.connection_pool
         self._owned_source: TokenSource | None = None
@@ -144,6 +153,7 @@ class EntraRedis(redis.asyncio.Redis):
             check_connection_options(pool)
             if not self.single_connection_client:
                 self._share()
+            self._dedicated = dedicated_of(pool, self._hub)
         self._listen()
 
     def _share(self) -> None:
@@ -178,6 +188,7 @@ class EntraRedis(redis.asyncio.Redis):
             check_alone(kwargs)
         check_keywords(kwargs)
         default_to_resp3(kwargs)
+        limit_connections(kwargs, kwargs.pop("max_dedicated_connections", None))
         client = cls(
             connection_pool=pool_from_url(url, kwargs),
             single_connection_client=single_connection_client,
@@ -400,6 +411,9 @@ class EntraRedis(redis.asyncio.Redis):
         if self._multiplexed is not None:
             await self._multiplexed.let_go()
         await super().aclose(close_connection_pool)
+        shared = self._multiplexed is None or not self._multiplexed.closed
+        if self._dedicated is not None and not shared:
+            await self._dedicated.aclose()
         self._stop_events()
         if self._owned_source is not None:
             await self._owned_source.aclose()
@@ -455,7 +469,7 @@ class EntraRedis(redis.asyncio.Redis):
 
     def auth_status(self) -> list[ConnectionStatus]:
         """The ledger: for each connection its token's version and expiry, state and last AUTH."""
-        owners = (self._multiplexed, self._subscribers)
+        owners = (self._multiplexed, self._subscribers, self._dedicated)
         return [row for owner in owners if owner is not None for row in owner.status()]
 
     @property
@@ -487,8 +501,12 @@ class EntraRedis(redis.asyncio.Redis):
             return  # a call with wrong arguments: __init__ never ran
         self._stop_events()
         multiplexed = self._multiplexed
-        if multiplexed is not None and not self._closed and multiplexed.abandon():
-            _warn(f"unclosed client {self!r}", ResourceWarning, source=self)
+        if multiplexed is not None and not self._closed:
+            was_open = multiplexed.abandon()
+            if self._dedicated is not None and multiplexed.closed:
+                was_open = self._dedicated.abandon() or was_open
+            if was_open:
+                _warn(f"unclosed client {self!r}", ResourceWarning, source=self)
         super().__del__(*args)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import redis.asyncio
 from redis.asyncio.client import PubSub as RedisPubSub
 
+from ._dedicated import release_from_renewal
 from ._events import ConnectionStatus, EventHub
 from ._redis_py import attached, default_retry
 from ._subscriber_connection import SubscriberConnection
@@ -100,6 +101,7 @@ class SubscriberPool:
             check=self.check,
         )
         try:
+            await release_from_renewal(leased)  # it has a task of its own for that
             connection.start()
         except BaseException:
             await self.release(connection)

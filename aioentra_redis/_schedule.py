@@ -30,6 +30,7 @@ from .errors import ConfigurationError
 __all__ = [
     "AUTH_TIMEOUT",
     "EXPIRED_INTERVAL",
+    "IDLE_PING",
     "MAX_SLEEP",
     "SHORTEST_OBJECT_LIFETIME",
     "RetryConfig",
@@ -51,6 +52,9 @@ RENEWAL_LEAD_FRACTION = 0.5
 AUTH_TIMEOUT = 15.0
 """Seconds that one AUTH may take before nothing is expected of it; the service itself gives up on
 validating a token after 10 s (Microsoft's guide for client libraries)."""
+IDLE_PING = 60.0
+"""Seconds without traffic after which a PING is sent: Azure closes connections that are idle for
+10 minutes (Azure Cache for Redis, best practices for connection resilience)."""
 HOLD_OFF = 30.0
 HOLD_OFF_MARGIN = 1.0
 """azure-identity reads its clock in whole seconds: ask a second later than it says."""

@@ -149,7 +149,8 @@ class AuthenticatedConnection(Protocol):
     def held_up(self) -> bool:
         """Whether its owner does not read, so that an answer that has come can't be seen."""
 
-    def authenticate(self, token: Token) -> asyncio.Future[Any]: ...
+    def authenticate(self, token: Token) -> asyncio.Future[Any]:
+        """Send AUTH; a result that is a float is the seconds it took, else they are counted."""
 
 
 class Replacer(Protocol):
@@ -328,15 +329,15 @@ class Reauthenticator:
         replacement = loop.create_task(
             self._replace(self._connection, "an AUTH had no answer after 1 s")
         )
-        patience = AUTH_TIMEOUT - UNANSWERED_AUTH
+        left = AUTH_TIMEOUT - UNANSWERED_AUTH
         try:
             await asyncio.wait(
-                {answer, replacement}, timeout=patience, return_when=asyncio.FIRST_COMPLETED
+                {answer, replacement}, timeout=left, return_when=asyncio.FIRST_COMPLETED
             )
             if not (answer.done() or self._ended):
                 # No replacement to be had: all hope is on the answer.
-                patience = AUTH_TIMEOUT - (loop.time() - started)
-                await asyncio.wait({answer}, timeout=max(0.0, patience))
+                left = AUTH_TIMEOUT - (loop.time() - started)
+                await asyncio.wait({answer}, timeout=max(0.0, left))
         finally:
             await _give_up(replacement)
         if not (answer.done() or self._ended):
@@ -352,6 +353,9 @@ class Reauthenticator:
             if newest:  # else a newer AUTH is in the FIFO, and its answer decides
                 self._failed(token, without_tracebacks(error))
             return
+        took = answer.result()
+        if isinstance(took, float):
+            latency = took
         self._ledger.accepted(token, now=self._source.now(), latency=latency)
         if newest:
             self._probe.accepted()

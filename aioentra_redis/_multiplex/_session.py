@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._lifecycle import Home
 from .._redaction import without_tracebacks
-from .._schedule import AUTH_TIMEOUT
+from .._schedule import AUTH_TIMEOUT, IDLE_PING
 from ..errors import CommandTimeoutError, ConnectionLostError
 from ._engine import Engine, Packed, Patient, ProtocolViolation
 from ._reauth import Ledger
@@ -50,10 +50,6 @@ FEW: Final = 12
 
 WATCH_INTERVAL: Final = 0.25
 """Seconds between two looks of the watchdog, fewer where ``socket_timeout`` is short."""
-
-IDLE_PING: Final = 60.0
-"""Seconds without traffic after which a PING is sent: Azure closes connections that are idle for
-10 minutes (Azure Cache for Redis, best practices for connection resilience)."""
 
 QUIET: Final = 0.05
 """Seconds of silence after which the peer is looked at before the first write."""

@@ -20,10 +20,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from .._redaction import without_tracebacks
+from .._schedule import IDLE_PING
 from ..errors import ConnectionLostError
 from ._engine import ProtocolViolation, Waiter
 from ._reauth import Ledger
-from ._session import IDLE_PING
 from ._subscriber import Backlog, Realm, Subscriber
 
 if TYPE_CHECKING:

@@ -32,13 +32,24 @@ from ._pools import (
     default_to_resp3,
     detach,
     follows_a_master,
+    lend_last,
+    limit_connections,
     pool_endpoint,
     pool_from_url,
     pool_retry,
     tells_how_to_connect,
 )
 from ._pubsub import decoded, default_retry, exchange, handled_push
-from ._sign_in import SharedTLS, SignIn, sign_in_with, signs_in_with
+from ._sign_in import (
+    Keeper,
+    Renewal,
+    SharedTLS,
+    SignIn,
+    keeper_of,
+    let_go_of,
+    sign_in_with,
+    signs_in_with,
+)
 from ._telemetry import Address, Recording, is_observed, led_through, recording, unwrapped
 
 __all__ = [
@@ -48,7 +59,9 @@ __all__ = [
     "Address",
     "Dialed",
     "InBand",
+    "Keeper",
     "Recording",
+    "Renewal",
     "SharedTLS",
     "SignIn",
     "attach",
@@ -67,7 +80,11 @@ __all__ = [
     "handled_push",
     "has",
     "is_observed",
+    "keeper_of",
     "led_through",
+    "lend_last",
+    "let_go_of",
+    "limit_connections",
     "packer",
     "pool_endpoint",
     "pool_from_url",

@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from ..errors import ConnectTimeoutError
 from ._capabilities import has
 from ._commands import packer
-from ._sign_in import SignIn, no_answer
+from ._sign_in import SignIn, let_go_of, no_answer
 from ._telemetry import Address
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
     # A subclass of the user's may make its own.
     connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
     connection.retry = Retry(NoBackoff(), 0)
+    if isinstance(connection.credential_provider, SignIn):
+        connection.credential_provider.keeper = None  # the session has a task of its own
     socket_timeout = connection.socket_timeout
     connection.socket_timeout = max(socket_timeout or 0.0, HANDSHAKE_TIMEOUT)
     if connection.socket_connect_timeout is None:  # redis-py's default up to version 7
@@ -149,8 +151,10 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
 def take_over(connection: Any) -> Dialed:
     """What ``dial`` returns, for a connected connection that was leased from a pool.
 
-    The owner gives it back to the pool when the session has ended, whatever ended it.
+    The owner gives it back to the pool when the session has ended, whatever ended it. Until then
+    nobody else keeps it signed in.
     """
+    let_go_of(connection)
     return _dialed(connection, 0.0)
 
 

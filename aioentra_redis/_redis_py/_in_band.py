@@ -75,6 +75,7 @@ class InBand:
     ) -> None:
         self.traffic = Traffic()
         self.last_used = 0.0
+        self.auth_seconds = 0.0
         self._connection = connection
         self._send = send
         self._read = read
@@ -186,6 +187,11 @@ class InBand:
                 await self._authenticate(token)
         return True
 
+    @property
+    def lost(self) -> Exception | None:
+        """How the connection ended under a command of ours, until the owner has been told."""
+        return self._lost
+
     async def settled(self) -> None:
         """Wait until no command of ours is under way."""
         if self._exchange.locked():
@@ -197,9 +203,11 @@ class InBand:
         return self._due() if self.traffic.quiet and self.signed_in else None
 
     async def _authenticate(self, token: Token) -> None:
+        started = asyncio.get_running_loop().time()
         refusal = await self._ask(
             lambda: self._write("AUTH", token.username, token.secret), AUTH_TIMEOUT
         )
+        self.auth_seconds = self.last_used - started
         self._learned(token, refusal)
 
     def _write(self, *words: Any) -> None:

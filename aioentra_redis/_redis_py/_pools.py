@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import redis.asyncio
 from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from ..errors import ConfigurationError
 from ._capabilities import has
 
 if TYPE_CHECKING:
@@ -23,11 +24,16 @@ __all__ = [
     "default_to_resp3",
     "detach",
     "follows_a_master",
+    "lend_last",
+    "limit_connections",
     "pool_endpoint",
     "pool_from_url",
     "pool_retry",
     "tells_how_to_connect",
 ]
+
+MAX_CONNECTIONS: Final = 100
+"""redis-py's own default from version 8 on; earlier ones had none."""
 
 
 def pool_from_url(url: str, kwargs: Mapping[str, Any]) -> redis.asyncio.ConnectionPool:
@@ -164,3 +170,30 @@ def default_to_no_retries(kwargs: dict[str, Any]) -> None:
 
 class _Unasked(Retry):
     """What stands in for the retries of a user who said nothing about them; redis-py copies it."""
+
+
+def limit_connections(kwargs: dict[str, Any], limit: int | None) -> None:
+    """Have a pool that is made with ``kwargs`` hold no more than ``limit`` connections.
+
+    Raises ``ConfigurationError`` for what is no number of connections.
+    """
+    if limit is None:
+        if kwargs.get("max_connections") is None:
+            kwargs["max_connections"] = MAX_CONNECTIONS
+        return
+    if type(limit) is not int or limit < 1:
+        raise ConfigurationError(
+            f"max_dedicated_connections= is a number of connections, 1 or more, not {limit!r}"
+        )
+    kwargs["max_connections"] = limit
+
+
+def lend_last(pool: redis.asyncio.ConnectionPool, connection: object) -> None:
+    """Have ``pool`` hand out its other idle connections before this one.
+
+    A pool takes the last of its list. One that keeps its connections in another way is left alone.
+    """
+    idle = getattr(pool, "_available_connections", None)
+    if isinstance(idle, list) and connection in idle:
+        idle.remove(connection)
+        idle.insert(0, connection)

@@ -8,8 +8,8 @@ import copy
 import functools
 import ssl
 import threading
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import redis.asyncio
 from redis import exceptions as redis_exceptions
@@ -20,22 +20,61 @@ from .._diagnosis import explain
 from .._options import check_alone, check_tls, is_loopback
 from .._redaction import without_tracebacks
 from .._schedule import reauth_deadline
-from ..errors import ConfigurationError, ConnectTimeoutError, InsecureConnectionError
+from ..errors import (
+    ConfigurationError,
+    ConnectionLostError,
+    ConnectTimeoutError,
+    EntraRedisError,
+    InsecureConnectionError,
+)
+from ._in_band import InBand
 from ._pools import attached
 
 if TYPE_CHECKING:
     from .._source import TokenSource
     from .._token import Token
 
+K = TypeVar("K", bound="Keeper")
+
 __all__ = [
+    "Keeper",
+    "Renewal",
     "SharedTLS",
     "SignIn",
     "explained",
+    "keeper_of",
+    "let_go_of",
     "no_answer",
     "refuse_plaintext_to_others",
     "sign_in_with",
     "signs_in_with",
 ]
+
+
+class Renewal(Protocol):
+    """Who keeps one connection signed in, from its sign-in to its end."""
+
+    pending: Token | None
+    """The token that the connection should be given as soon as it is quiet."""
+
+    def learned(self, token: Token, error: Exception | None) -> None:
+        """The server has accepted ``token``, or refused it with ``error``."""
+
+    closed: bool
+    """It has ended, so the connection may get another one."""
+
+    def quiet(self) -> None:
+        """A reply was read, so this may be the moment for what is ``pending``."""
+
+    def ended(self) -> None:
+        """The connection has been closed, or is another's to keep."""
+
+
+class Keeper(Protocol):
+    """Who keeps the connections of one pool signed in."""
+
+    def keep(self, connection: Any) -> Renewal | None:
+        """``connection`` has signed in, or is handed out without anybody who keeps it so."""
 
 
 class SharedTLS:
@@ -82,6 +121,7 @@ class SignIn(CredentialProvider):
         self.allow_plaintext = allow_plaintext
         self.username = username
         self.token: Token | None = None
+        self.keeper: Keeper | None = None
 
     def for_one_connection(self) -> SignIn:
         """A provider for one connection, which shares everything but the token."""
@@ -114,7 +154,10 @@ class SignIn(CredentialProvider):
 
 
 class _SignedIn:
-    """What connections of ours add to redis-py's: the shared TLS context and the plaintext rule."""
+    """What connections of ours add to redis-py's: TLS and plaintext rules, AUTH among commands.
+
+    ``renewal`` is set while somebody keeps the connection signed in.
+    """
 
     credential_provider: SignIn
     _just_connected = False
@@ -123,6 +166,14 @@ class _SignedIn:
         super().__init__(**kwargs)
         self.credential_provider = self.credential_provider.for_one_connection()
         self.transport_ready_at = 0.0
+        self.renewal: Renewal | None = None
+        self.in_band = InBand(
+            self,
+            send=super().send_packed_command,  # type: ignore[misc]
+            read=super().read_response,  # type: ignore[misc]
+            due=self._due,
+            learned=self._learned,
+        )
 
     async def _connect(self) -> None:
         sign_in = self.credential_provider
@@ -142,21 +193,107 @@ class _SignedIn:
     async def on_connect(self) -> None:
         with explained(self):
             await super().on_connect()  # type: ignore[misc]
+        self._signed_in()
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:
         with explained(self):
             await super().on_connect_check_health(check_health=check_health)  # type: ignore[misc]
+        self._signed_in()
+
+    def _signed_in(self) -> None:
+        if not self.in_band.signed_in:  # else redis-py called the one method from the other
+            self.in_band.begin()
+            self._keep()
+
+    def _keep(self) -> None:
+        keeper = self.credential_provider.keeper
+        if keeper is None or not self.in_band.signed_in:
+            return
+        if self.renewal is None or self.renewal.closed:
+            self.renewal = keeper.keep(self)
+
+    async def disconnect(self, *args: Any, **kwargs: Any) -> None:
+        renewal, self.renewal = self.renewal, None
+        if renewal is not None:
+            renewal.ended()
+        await super().disconnect(*args, **kwargs)  # type: ignore[misc]
+
+    # The owner's commands and replies.
+
+    async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        try:
+            await self.in_band.send(command, check_health)
+        except redis_exceptions.ConnectionError as exc:
+            self._tell_of_outliving(exc)
+            raise
+
+    async def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await self.in_band.read(*args, **kwargs)
+        except redis_exceptions.ConnectionError as exc:
+            self._tell_of_outliving(exc)
+            raise
+        finally:
+            renewal = self.renewal
+            if renewal is not None and renewal.pending is not None:
+                renewal.quiet()
+
+    def _due(self) -> Token | None:
+        return self.renewal.pending if self.renewal is not None else None
+
+    def _learned(self, token: Token, error: Exception | None) -> None:
+        if error is None:
+            self.credential_provider.token = token
+        if self.renewal is not None:
+            self.renewal.learned(token, error)
+
+    def _tell_of_outliving(self, exc: redis_exceptions.ConnectionError) -> None:
+        """Raise an error that says so, where the connection has outlived its token."""
+        sign_in = self.credential_provider
+        held = sign_in.token
+        if (
+            held is None
+            or isinstance(exc, (EntraRedisError, redis_exceptions.AuthenticationError))
+            or sign_in.source.now() < held.expires_on
+        ):
+            return
+        newest = sign_in.source.current
+        if newest is None or newest.version <= held.version:
+            why = "no newer one could be had"
+        elif not self.in_band.traffic.quiet:
+            why = (
+                "there was no moment for AUTH with a newer one: the connection was in the middle "
+                "of a command, a raw MULTI, MONITOR or a subscription"
+            )
+        else:
+            why = "the server has accepted no newer one"
+        raise ConnectionLostError(
+            f"the connection to {self.where} outlived the token that it was signed in with: {why}. "
+            "What was kept on it (WATCH, MULTI, MONITOR) is gone; a new connection signs in with "
+            f"the newest token ({exc})"
+        ) from without_tracebacks(exc)
+
+    @property
+    def where(self) -> str:
+        """Host and port, or the socket's path."""
+        return str(self._host_error())  # type: ignore[attr-defined]
 
     # A pool asks these two, the one from redis-py 8 on, the other before, when it hands out a
     # connection; on ConnectionError it has the connection connect anew, which signs in anew.
 
     async def can_read(self, *args: Any, **kwargs: Any) -> bool:
-        self._refuse_worn_token()
+        await self._ready()
         return bool(await super().can_read(*args, **kwargs))  # type: ignore[misc]
 
     async def can_read_destructive(self) -> bool:
-        self._refuse_worn_token()
+        await self._ready()
         return bool(await super().can_read_destructive())  # type: ignore[misc]
+
+    async def _ready(self) -> None:
+        """Wait for an AUTH in the background, so that nothing unread is handed out."""
+        await self.in_band.settled()
+        self._refuse_worn_token()
+        self._keep()
 
     def _refuse_worn_token(self) -> None:
         """Raise where the server may end the connection soon and a newer token is there.
@@ -246,6 +383,22 @@ def signs_in_with(pool: redis.asyncio.ConnectionPool) -> TokenSource | None:
     kwargs = getattr(pool, "connection_kwargs", None)  # not every stand-in has any
     provider = kwargs.get("credential_provider") if kwargs else None
     return provider.source if isinstance(provider, SignIn) else None
+
+
+def keeper_of(pool: redis.asyncio.ConnectionPool, make: Callable[[], K]) -> K:
+    """Who keeps the pool's connections signed in; made where there is nobody yet."""
+    sign_in: Any = pool.connection_kwargs["credential_provider"]
+    if sign_in.keeper is None:
+        sign_in.keeper = make()
+    keeper: K = sign_in.keeper
+    return keeper
+
+
+def let_go_of(connection: Any) -> None:
+    """Have nobody keep ``connection`` signed in until it signs in anew or is handed out again."""
+    renewal: Renewal | None = getattr(connection, "renewal", None)
+    if renewal is not None:
+        renewal.ended()
 
 
 def no_answer(connection: Any) -> ConnectTimeoutError:

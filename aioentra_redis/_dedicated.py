@@ -1,0 +1,310 @@
+"""Dedicated connections: those of a redis-py pool, kept signed in like the multiplexed one.
+
+A pool's connections serve what can't share: blocking commands, WATCH, MONITOR, ``client()``. Each
+has a re-authentication task of its own from its sign-in to its end, and each AUTH takes one of two
+ways (see ``_redis_py/_in_band.py``): while nobody uses the connection, a few of a pool at a time,
+or in front of its owner's next command. The pool itself stays as redis-py made it, and whoever
+made it keeps it: nothing is taken out of it, and an idle connection under AUTH is only handed out
+after all others.
+
+The task of a connection must not keep the connection, nor the pool: a client that is dropped
+without being closed takes both along. So everything here holds them weakly, and the tasks, which
+nobody else would hold while they wait, are held here until they have ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import random
+import weakref
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from redis import exceptions as redis_exceptions
+
+from ._events import ConnectionClosed, ConnectionOpened, ConnectionStatus, EventHub
+from ._multiplex._reauth import Ledger, Reauthenticator, report_failure
+from ._redis_py import keeper_of, lend_last, let_go_of, signs_in_with
+from ._schedule import IDLE_PING
+from .errors import ConnectionLostError
+
+if TYPE_CHECKING:
+    import redis.asyncio
+
+    from ._source import TokenSource
+    from ._token import Token
+
+__all__ = ["DedicatedConnection", "DedicatedConnections", "dedicated_of", "release_from_renewal"]
+
+logger = logging.getLogger("aioentra_redis.dedicated")
+
+AT_ONCE: Final = 4
+"""How many connections of a pool are given AUTH or PING in the background at the same time: a
+burst of hundreds would hold up the event loop and the server."""
+
+_numbers = itertools.count(1)
+
+_tasks: set[asyncio.Task[None]] = set()
+"""The event loop holds its tasks weakly; nobody else holds those of a client that was dropped."""
+
+
+def dedicated_of(pool: redis.asyncio.ConnectionPool, hub: EventHub) -> DedicatedConnections | None:
+    """What keeps the connections of ``pool`` signed in, one for all of its clients.
+
+    None for a pool without a token source: there is nothing to renew.
+    """
+    source = signs_in_with(pool)
+    if source is None:
+        return None
+    dedicated = keeper_of(pool, lambda: DedicatedConnections(pool, source, hub=hub))
+    dedicated.reopen(hub)
+    return dedicated
+
+
+async def release_from_renewal(connection: Any) -> None:
+    """Let go of a connection that its owner, who has just leased it, keeps signed in himself.
+
+    Waits for an AUTH that is under way; after that nobody but the owner touches the connection.
+    It is kept again when it signs in anew, or when its pool hands it out the next time.
+    """
+    let_go_of(connection)
+    in_band = getattr(connection, "in_band", None)
+    if in_band is not None:
+        await in_band.settled()
+
+
+class DedicatedConnection:
+    """One connection of a pool from its sign-in to its end, as its re-authentication task sees it.
+
+    ``pending`` is the token that it is to be given at the next moment at which nothing is owed to
+    its owner.
+    """
+
+    def __init__(self, keeper: DedicatedConnections, connection: Any) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._keeper = keeper
+        self._connection = weakref.ref(connection, self._collected)
+        self.name = f"dedicated-{next(_numbers)}"
+        self.host: str = connection.where
+        self.connect_seconds = self._loop.time() - connection.transport_ready_at
+        token = connection.credential_provider.token
+        self.ledger = Ledger(self.name, token, self.connect_seconds)
+        self.closed = False
+        self.pending: Token | None = None
+        self.task: asyncio.Task[None] | None = None
+        self._answer: asyncio.Future[Any] | None = None
+        self._job: asyncio.Task[None] | None = None
+
+    # -- for the re-authentication task ----------------------------------------------------------
+
+    def authenticate(self, token: Token) -> asyncio.Future[Any]:
+        """Have the connection given ``token``; the result is the seconds that the AUTH took.
+
+        An exception of the future is the server's refusal, or ``ConnectionLostError``. Raises the
+        latter where the connection has ended.
+        """
+        if self.closed:
+            raise ConnectionLostError(f"{self.name} to {self.host} has ended")
+        self._resolve(ConnectionLostError("a newer token is to be sent"))
+        answer = self._answer = self._loop.create_future()
+        self.pending = token
+        self.quiet()
+        return answer
+
+    @property
+    def held_up(self) -> bool:
+        """Whether the AUTH waits for its moment; one that was sent ends the connection if late."""
+        return self.pending is not None
+
+    # -- for the connection ----------------------------------------------------------------------
+
+    def quiet(self) -> None:
+        """A reply was read, or there is something to do: do it if nobody uses the connection."""
+        connection = self._connection()
+        if connection is None or self.closed or self._job is not None:
+            return
+        if connection.in_band.idle:
+            self._job = self._keeper.start(self._in_background(), f"background-{self.name}")
+
+    def learned(self, token: Token, error: Exception | None) -> None:
+        """The server has answered AUTH with ``token``."""
+        if token is self.pending:
+            connection = self._connection()
+            self._resolve(error, connection.in_band.auth_seconds if connection else 0.0)
+
+    def ended(self) -> None:
+        """The connection was closed, by whomever, or somebody else keeps it from now on."""
+        if self.closed:
+            return
+        self.closed = True
+        self.ledger.close()
+        self._resolve(ConnectionLostError(f"{self.name} to {self.host} has ended"))
+        if self.task is not None:
+            self.task.cancel()
+        self._keeper.forget(self)
+        connection = self._connection()
+        error = connection.in_band.lost if connection is not None else None
+        self._keeper.hub.emit(ConnectionClosed(self.name, self.host, error))
+
+    def _collected(self, _: Any) -> None:
+        """Nobody has the connection any more; the garbage collector may run in any thread."""
+        with contextlib.suppress(RuntimeError):  # the loop may be closed
+            self._loop.call_soon_threadsafe(self.ended)
+
+    def _resolve(self, error: Exception | None, seconds: float = 0.0) -> None:
+        """Tell how the AUTH that was asked for went."""
+        self.pending = None
+        answer, self._answer = self._answer, None
+        if answer is not None and not answer.done():
+            if error is None:
+                answer.set_result(seconds)
+            else:
+                answer.set_exception(error)
+
+    # -- in the background -----------------------------------------------------------------------
+
+    def ping_due_at(self) -> float:
+        """The loop's time at which a PING is due if nobody uses the connection until then."""
+        connection = self._connection()
+        if connection is None:
+            return self._loop.time() + IDLE_PING
+        interval: float = connection.health_check_interval or IDLE_PING
+        if not connection.in_band.idle:
+            return self._loop.time() + interval
+        return float(connection.in_band.last_used + interval)
+
+    async def _in_background(self) -> None:
+        """AUTH or PING, when it is this connection's turn and if it is still to be done."""
+        try:
+            async with self._keeper.slots:
+                connection = self._connection()
+                if connection is None or self.closed or not connection.in_band.idle:
+                    return  # in use: the owner's next command takes AUTH along
+                if self.pending is None and self._loop.time() < self.ping_due_at():
+                    return  # the owner has been here
+                self._keeper.lend_last(connection)
+                await connection.in_band.run_in_background(self.pending)
+        except redis_exceptions.RedisError as exc:
+            logger.info("%s ended: %s", self.name, exc)
+        finally:
+            self._job = None
+            if self.pending is not None:
+                self.quiet()  # asked for while a PING was under way
+
+    def status(self) -> ConnectionStatus:
+        """Its row of the ledger."""
+        connection = self._connection()
+        owed = connection.in_band.traffic.owed if connection is not None else 0
+        return self.ledger.status(host=self.host, in_flight=owed)
+
+    def __repr__(self) -> str:
+        return f"<DedicatedConnection {self.name} to {self.host}, {self.ledger.state.value}>"
+
+
+class DedicatedConnections:
+    """Keeps the connections of one pool signed in, and from being closed for idleness.
+
+    Belongs to the event loop of the token source, as the pool does.
+    """
+
+    def __init__(
+        self, pool: redis.asyncio.ConnectionPool, source: TokenSource, *, hub: EventHub
+    ) -> None:
+        self.hub = hub
+        self._pool = weakref.ref(pool)
+        self._source = source
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connections: dict[DedicatedConnection, None] = {}
+        self._own: set[asyncio.Task[None]] = set()
+        self._pinging: asyncio.Task[None] | None = None
+        self._stopped = False
+        self.slots = asyncio.Semaphore(AT_ONCE)
+
+    def keep(self, connection: Any) -> DedicatedConnection | None:
+        """Keep ``connection`` signed in, which has just been, or is handed out unkept."""
+        if self._stopped:
+            return None
+        self._loop = asyncio.get_running_loop()
+        kept = DedicatedConnection(self, connection)
+        reauthenticator = Reauthenticator(kept, self._source, replace=None, hub=self.hub)
+        kept.task = self.start(reauthenticator.run(), f"reauth-{kept.name}")
+        self._connections[kept] = None
+        version = connection.credential_provider.token.version
+        self.hub.emit(ConnectionOpened(kept.name, kept.host, version, kept.connect_seconds))
+        if self._pinging is None:
+            self._pinging = self.start(self._ping_the_idle(), "ping-dedicated")
+        return kept
+
+    def forget(self, kept: DedicatedConnection) -> None:
+        """``kept`` has ended."""
+        self._connections.pop(kept, None)
+        if not self._connections and self._pinging is not None:
+            self._pinging.cancel()
+            self._pinging = None
+
+    def lend_last(self, connection: Any) -> None:
+        """Spare the pool's clients the wait for an AUTH, as long as there are other connections."""
+        pool = self._pool()
+        if pool is not None:
+            lend_last(pool, connection)
+
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run ``work`` as a task that ends with us."""
+        task = asyncio.get_running_loop().create_task(work, name=f"aioentra_redis-{name}")
+        for tasks in (_tasks, self._own):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        task.add_done_callback(report_failure)
+        return task
+
+    async def _ping_the_idle(self) -> None:
+        """Azure closes connections that are silent for ten minutes, and so do firewalls."""
+        loop = asyncio.get_running_loop()
+        while True:
+            now = loop.time()
+            due = [(kept.ping_due_at(), kept) for kept in self._connections]
+            random.shuffle(due)
+            for at, kept in due:
+                if at <= now:
+                    kept.quiet()
+            next_at = min((at for at, _ in due), default=now + IDLE_PING)
+            await asyncio.sleep(max(1.0, next_at - now))
+
+    def status(self) -> list[ConnectionStatus]:
+        """The ledger: one row for each connection that is signed in, idle or leased."""
+        return [kept.status() for kept in self._connections]
+
+    def reopen(self, hub: EventHub) -> None:
+        """A client uses the pool; the first one after all others were closed brings its hub."""
+        if self._stopped:
+            self._stopped = False
+            self.hub = hub
+
+    def stop(self) -> None:
+        """Let go of all connections, which are not closed, and end all tasks."""
+        self._stopped = True
+        for kept in list(self._connections):
+            kept.ended()
+        for task in list(self._own):
+            task.cancel()
+
+    async def aclose(self) -> None:
+        """``stop``, and wait for the tasks; a connection in the middle of an AUTH is closed."""
+        tasks = list(self._own)
+        self.stop()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def abandon(self) -> bool:
+        """The clients were dropped without being closed; may be called from any thread.
+
+        Returns whether anything was open.
+        """
+        if self._loop is None or not self._connections:
+            return False
+        with contextlib.suppress(RuntimeError):  # the loop may be closed
+            self._loop.call_soon_threadsafe(self.stop)
+        return True

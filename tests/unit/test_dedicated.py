@@ -1,0 +1,562 @@
+"""Pooled connections stay signed in, idle, leased or busy, and nobody notices; in virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import warnings
+from typing import Any
+
+import pytest
+import redis.asyncio
+from redis import exceptions as redis_exceptions
+from support.scripted_peer import CUT, HANG, OK, Peer
+from support.token_fakes import CANARY, Clock, Credential, source_of
+from support.wired import wired
+
+from aioentra_redis import (
+    ConnectionClosed,
+    ConnectionOpened,
+    ConnectionState,
+    EntraRedis,
+    Event,
+    Reauthenticated,
+    ReauthenticationFailed,
+)
+from aioentra_redis._dedicated import AT_ONCE, release_from_renewal
+from aioentra_redis._schedule import IDLE_PING
+from aioentra_redis.errors import ConfigurationError, ConnectionLostError
+
+pytestmark = pytest.mark.looptime
+
+LIFE = 100.0
+"""Renewed after 50 s, to be sent by 70 s: with its jitter each AUTH comes between 50 and 60 s."""
+SENT = 61.0
+WRONGPASS = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
+
+
+class Place:
+    """Clients of one pool of wired connections to one scripted peer."""
+
+    def __init__(self) -> None:
+        self.peer = Peer()
+        self.clock = Clock()
+        self.credential = Credential(self.clock, life=LIFE)
+        self.source = source_of(self.credential, self.clock, factory=True)
+        self.events: list[Event] = []
+        self.clients: list[Any] = []
+
+    def pool(self, kind: Any = redis.asyncio.ConnectionPool, **options: Any) -> Any:
+        options = {"protocol": 3, **options}
+        return kind(connection_class=wired(self.peer), host="localhost", **options)
+
+    def client(self, pool: Any = None, **options: Any) -> EntraRedis:
+        options = {"token_source": self.source, "on_event": self.events.append, **options}
+        made = EntraRedis(connection_pool=pool or self.pool(), **options)
+        made.auto_close_connection_pool = True
+        self.clients.append(made)
+        return made
+
+    async def leased(self, client: EntraRedis, number: int) -> list[Any]:
+        pool: Any = client.connection_pool
+        return [await pool.get_connection() for _ in range(number)]
+
+    async def idle(self, client: EntraRedis, number: int) -> list[Any]:
+        pool: Any = client.connection_pool
+        connections = await self.leased(client, number)
+        for connection in connections:
+            await pool.release(connection)
+        return connections
+
+    def of(self, kind: type[Event]) -> list[Any]:
+        return [each for each in self.events if isinstance(each, kind)]
+
+
+@pytest.fixture
+async def place():
+    made = Place()
+    yield made  # the source starts with the first connection, in virtual time
+    for client in made.clients:
+        await client.aclose()
+        await client.connection_pool.disconnect()
+    await made.source.aclose()
+    await asyncio.sleep(0)
+
+
+async def run(connection: Any, *words: Any) -> Any:
+    await connection.send_command(*words)
+    return await connection.read_response()
+
+
+def reauth_tasks() -> list[str]:
+    return [
+        task.get_name()
+        for task in asyncio.all_tasks()
+        if "dedicated" in task.get_name() and "aioentra" in task.get_name()
+    ]
+
+
+# -------------------------------------------------------------------------- the three moments
+
+
+async def test_idle_connections_are_given_each_newer_token_once(place: Place):
+    client = place.client()
+    connections = await place.idle(client, 10)
+    for rotation in range(1, 4):
+        await asyncio.sleep(SENT - 50 if rotation > 1 else SENT)
+        assert len(place.peer.seen("AUTH")) == 10 * rotation
+        assert {row.token_version for row in client.auth_status()} == {rotation + 1}
+        await asyncio.sleep(50 - 11)
+    assert place.peer.dials == 10
+    assert len(place.of(Reauthenticated)) == 30
+    assert all(0 <= each.latency < 1 for each in place.of(Reauthenticated))
+    assert place.of(ReauthenticationFailed) == []
+    assert {row.state for row in client.auth_status()} == {ConnectionState.AUTHENTICATED}
+    assert len({row.connection for row in client.auth_status()}) == 10
+    assert [each.credential_provider.token.version for each in connections] == [4] * 10
+
+
+async def test_a_leased_connection_that_is_quiet_is_renewed_too(place: Place):
+    client = place.client()
+    (connection,) = await place.leased(client, 1)
+    assert await run(connection, "ECHO", "a") == b"a"
+    await asyncio.sleep(SENT)
+    assert len(place.peer.seen("AUTH")) == 1
+    assert await run(connection, "ECHO", "b") == b"b"
+    assert place.peer.dials == 1
+    await client.connection_pool.release(connection)
+
+
+async def test_a_busy_connection_is_renewed_in_front_of_its_owners_next_command(place: Place):
+    client = place.client()
+    (connection,) = await place.leased(client, 1)
+    await connection.send_command("ECHO", "a")
+    await asyncio.sleep(SENT)
+    assert place.peer.seen("AUTH") == []
+    (row,) = client.auth_status()
+    assert (row.state, row.in_flight) == (ConnectionState.REAUTHENTICATING, 1)
+    await connection.send_command("ECHO", "b")
+    assert [await connection.read_response(), await connection.read_response()] == [b"a", b"b"]
+    # Quiet from here on: whoever is first, the owner or the background.
+    assert await run(connection, "ECHO", "c") == b"c"
+    names = [words[0] for words in place.peer.commands]
+    assert names[-4:] == [b"ECHO", b"ECHO", b"AUTH", b"ECHO"]
+    await asyncio.sleep(0)
+    (row,) = client.auth_status()
+    assert (row.state, row.token_version) == (ConnectionState.AUTHENTICATED, 2)
+    assert row.last_auth_latency is not None
+    assert row.last_auth_latency < 1  # not the time it had to wait for its turn
+    await client.connection_pool.release(connection)
+
+
+async def test_a_busy_connection_is_renewed_in_the_background_once_it_is_quiet(place: Place):
+    client = place.client()
+    (connection,) = await place.leased(client, 1)
+    await connection.send_command("ECHO", "a")
+    await asyncio.sleep(SENT)
+    assert await connection.read_response() == b"a"
+    await asyncio.sleep(1)
+    assert len(place.peer.seen("AUTH")) == 1
+    await client.connection_pool.release(connection)
+
+
+async def test_a_transaction_of_a_pool_goes_on_across_a_rotation(place: Place):
+    place.peer.script.update(
+        WATCH=lambda *_: OK,
+        UNWATCH=lambda *_: OK,
+        MULTI=lambda *_: OK,
+        EXEC=lambda *_: b"*1\r\n+OK\r\n",
+        SET=lambda *_: b"+QUEUED\r\n",
+    )
+    client = place.client()
+    async with client.pipeline() as pipe:
+        await pipe.watch("k")
+        await asyncio.sleep(SENT)
+        pipe.multi()
+        pipe.set("k", "v")
+        assert await pipe.execute() == [True]
+    assert len(place.peer.seen("AUTH")) == 1
+    assert place.peer.dials == 1
+
+
+# -------------------------------------------------------------------------- a few at a time
+
+
+async def test_no_more_than_a_few_are_renewed_at_once(place: Place):
+    under_way: list[int] = []
+    client = place.client()
+
+    def auth(*_: Any) -> list[Any]:
+        under_way.append(
+            sum(c.in_band._exchange.locked() for c in client.connection_pool._available_connections)
+        )
+        return [3.0, OK]
+
+    place.peer.script["AUTH"] = auth
+    await place.idle(client, 30)
+    await asyncio.sleep(95)
+    assert len(place.peer.seen("AUTH")) == 30
+    assert max(under_way) == AT_ONCE
+    assert place.peer.dials == 30
+
+
+async def test_one_that_hangs_delays_the_others_only_as_one_of_a_few(place: Place):
+    client = place.client()
+    await place.idle(client, 20)
+    place.peer.script["AUTH"] = [HANG]
+    await asyncio.sleep(SENT)
+    assert [row.token_version for row in client.auth_status()].count(2) == 19
+    await asyncio.sleep(20)
+    assert len(client.auth_status()) == 19  # it was closed: its AUTH was never answered
+    (closed,) = place.of(ConnectionClosed)
+    assert isinstance(closed.error, redis_exceptions.TimeoutError)
+    assert CANARY not in repr(place.events)
+
+
+async def test_checkout_waits_for_an_auth_that_is_unread(place: Place):
+    client = place.client(place.pool(max_connections=1))
+    (connection,) = await place.idle(client, 1)
+    place.peer.script["AUTH"] = [[5.0, OK]]
+    await asyncio.sleep(50)
+    while not connection.in_band._exchange.locked():  # noqa: ASYNC110 - its jitter
+        await asyncio.sleep(0.01)
+    started = asyncio.get_running_loop().time()
+    pool: Any = client.connection_pool
+    assert await pool.get_connection() is connection
+    assert asyncio.get_running_loop().time() - started == pytest.approx(5, abs=0.1)
+    with pytest.raises(redis_exceptions.ConnectionError, match="Too many"):
+        await pool.get_connection()
+    assert await run(connection, "ECHO", "a") == b"a"
+    assert place.peer.dials == 1
+    await pool.release(connection)
+
+
+async def test_the_others_are_handed_out_first(place: Place):
+    client = place.client()
+    connections = await place.idle(client, 12)
+    place.peer.script["AUTH"] = lambda *_: HANG
+    await asyncio.sleep(SENT)
+    busy = [each for each in connections if each.in_band._exchange.locked()]
+    assert len(busy) == AT_ONCE
+    pool: Any = client.connection_pool
+    assert set(pool._available_connections[:AT_ONCE]) == set(busy)
+    others = await place.leased(client, 12 - AT_ONCE)
+    assert not set(others) & set(busy)
+    for each in others:
+        await pool.release(each)
+
+
+# -------------------------------------------------------------------------- idle PING
+
+
+@pytest.mark.parametrize(("interval", "expected"), [(0, IDLE_PING), (7, 7)])
+async def test_a_ping_where_nothing_else_goes_on(place: Place, interval: float, expected: float):
+    place.credential.answer = lambda _: place.credential.issue(life=36_000)
+    client = place.client(place.pool(health_check_interval=interval))
+    await place.idle(client, 6)
+    pings = len(place.peer.seen("PING"))  # redis-py's handshake may send some
+    await asyncio.sleep(expected - 1)
+    assert len(place.peer.seen("PING")) == pings
+    await asyncio.sleep(2.1)
+    assert len(place.peer.seen("PING")) == pings + 6
+    await asyncio.sleep(expected)
+    assert len(place.peer.seen("PING")) == pings + 12
+
+
+async def test_traffic_is_as_good_as_a_ping_and_a_busy_connection_gets_none(place: Place):
+    place.credential.answer = lambda _: place.credential.issue(life=36_000)
+    client = place.client()
+    used, busy = await place.leased(client, 2)
+    pings = len(place.peer.seen("PING"))
+    place.peer.script["BLPOP"] = [HANG]
+    await busy.send_command("BLPOP", "k", "0")
+    for _ in range(5):
+        await asyncio.sleep(IDLE_PING / 2)
+        await run(used, "ECHO", "a")
+    assert len(place.peer.seen("PING")) == pings
+    for each in (used, busy):
+        await each.disconnect()
+        await client.connection_pool.release(each)
+
+
+async def test_an_auth_that_comes_due_under_a_ping_follows_it(place: Place):
+    client = place.client(place.pool(health_check_interval=49))
+    await place.idle(client, 1)
+    place.peer.script["PING"] = [[30.0, b"+PONG\r\n"]]
+    for each in client.connection_pool._available_connections:
+        each.socket_timeout = 60
+    await asyncio.sleep(76)
+    assert len(place.peer.seen("PING")) >= 1
+    assert len(place.peer.seen("AUTH")) == 0
+    await asyncio.sleep(5)
+    assert len(place.peer.seen("AUTH")) == 1
+
+
+# -------------------------------------------------------------------------- refused, lost, late
+
+
+async def test_a_refused_auth_leaves_a_connection_as_it_was_and_is_tried_again(place: Place):
+    client = place.client()
+    (connection,) = await place.leased(client, 1)
+    place.peer.script["AUTH"] = [WRONGPASS, WRONGPASS, OK]
+    while not place.of(ReauthenticationFailed):  # noqa: ASYNC110
+        await asyncio.sleep(0.1)
+    assert client.auth_status()[0].state is ConnectionState.STALE
+    assert await run(connection, "ECHO", "a") == b"a"
+    await asyncio.sleep(5)  # probes after 1 and 2 s
+    assert len(place.peer.seen("AUTH")) == 3
+    (row,) = client.auth_status()
+    assert (row.state, row.token_version) == (ConnectionState.AUTHENTICATED, 2)
+    assert place.peer.dials == 1
+    await client.connection_pool.release(connection)
+
+
+async def test_checkout_past_the_deadline_signs_in_anew(place: Place):
+    client = place.client()
+    place.peer.script["AUTH"] = lambda *_: WRONGPASS
+    await place.idle(client, 1)
+    await asyncio.sleep(75)
+    (connection,) = await place.leased(client, 1)
+    assert place.peer.dials == 2
+    (row,) = client.auth_status()
+    assert (row.state, row.token_version) == (ConnectionState.AUTHENTICATED, 2)
+    await client.connection_pool.release(connection)
+
+
+async def test_a_reply_is_the_owners_whatever_becomes_of_the_next_auth(place: Place):
+    place.peer.script.update(AUTH=[CUT], LPOP=lambda *_: b"$7\r\nelement\r\n")
+    client = place.client()
+    (connection,) = await place.leased(client, 1)
+    await connection.send_command("LPOP", "k")
+    await asyncio.sleep(SENT)
+    assert await connection.read_response() == b"element"
+    await client.connection_pool.release(connection)
+    await asyncio.sleep(1)
+    assert len(place.peer.seen("AUTH")) == 1
+    (connection,) = await place.leased(client, 1)
+    assert await run(connection, "ECHO", "a") == b"a"
+    await client.connection_pool.release(connection)
+
+
+async def test_a_lost_connection_is_noticed_by_its_auth_and_replaced_at_checkout(place: Place):
+    client = place.client()
+    await place.idle(client, 3)
+    place.peer.cut()
+    await asyncio.sleep(SENT)
+    assert client.auth_status() == []
+    assert len(place.of(ConnectionClosed)) == 3
+    (connection,) = await place.leased(client, 1)
+    assert await run(connection, "ECHO", "a") == b"a"
+    assert len(client.auth_status()) == 1
+    await client.connection_pool.release(connection)
+
+
+async def test_a_pinned_connection_that_outlives_its_token_says_so(place: Place):
+    place.peer.script["MONITOR"] = [[OK, 101.0, CUT]]
+    client = place.client()
+    async with client.monitor() as monitor:
+        monitor.connection.socket_timeout = None
+        with pytest.raises(ConnectionLostError, match=r"outlived the token.*MONITOR"):
+            await monitor.next_command()
+    assert place.peer.seen("AUTH") == []
+
+
+async def test_outliving_without_a_newer_token_says_that(place: Place):
+    def once(call: int) -> Any:
+        return place.credential.issue(life=LIFE) if call == 1 else ConnectionError("down")
+
+    place.credential.answer = once
+    client = place.client()
+    (connection,) = await place.leased(client, 1)
+    await run(connection, "ECHO", "a")
+    await asyncio.sleep(101)
+    place.peer.cut()
+    await asyncio.sleep(0)
+    with pytest.raises(ConnectionLostError, match="no newer one could be had"):
+        await run(connection, "ECHO", "b")
+    await client.connection_pool.release(connection)
+
+
+async def test_a_loss_before_the_expiry_is_redis_pys_own_error(place: Place):
+    client = place.client()
+    (connection,) = await place.leased(client, 1)
+    place.peer.script["ECHO"] = [CUT]
+    with pytest.raises(redis_exceptions.ConnectionError) as caught:
+        await run(connection, "ECHO", "b")
+    assert not isinstance(caught.value, ConnectionLostError)
+    await client.connection_pool.release(connection)
+
+
+# -------------------------------------------------------------------------- lives
+
+
+async def test_tasks_end_with_their_connection(place: Place):
+    client = place.client()
+    connections = await place.idle(client, 3)
+    assert len(reauth_tasks()) == 4  # and one for the PINGs of all
+    await connections[0].disconnect()
+    await asyncio.sleep(0.01)
+    assert len(reauth_tasks()) == 3
+    assert len(client.auth_status()) == 2
+    await client.connection_pool.disconnect()
+    await asyncio.sleep(0.01)
+    assert reauth_tasks() == []
+    assert client.auth_status() == []
+    (connection,) = await place.leased(client, 1)  # the pool goes on
+    assert len(reauth_tasks()) == 2
+    await client.connection_pool.release(connection)
+    assert len(place.of(ConnectionOpened)) == 4
+    assert len(place.of(ConnectionClosed)) == 3
+
+
+@pytest.mark.parametrize("owned", [True, False], ids=["its own pool", "the user's"])
+async def test_tasks_end_with_the_last_client(place: Place, owned: bool):
+    pool = place.pool()
+    first, second = place.client(pool), place.client(pool)
+    first.auto_close_connection_pool = second.auto_close_connection_pool = owned
+    await place.idle(first, 3)
+    await first.aclose()
+    if not owned:
+        assert len(second.auth_status()) == 3
+    await second.aclose()
+    assert reauth_tasks() == []
+    # Whoever makes a client of the same pool later finds its connections, and they are kept again.
+    third = place.client(pool)
+    (connection,) = await place.leased(third, 1)
+    assert len(third.auth_status()) == 1
+    await pool.release(connection)
+    await third.aclose()
+    await pool.disconnect()
+
+
+async def test_closing_in_the_middle_of_an_auth_closes_that_connection(place: Place):
+    pool = place.pool()
+    client = place.client(pool)
+    client.auto_close_connection_pool = False
+    await place.idle(client, 2)
+    place.peer.script["AUTH"] = [HANG, HANG]
+    await asyncio.sleep(SENT)
+    await client.aclose()
+    assert reauth_tasks() == []
+    assert place.peer.open == []
+
+
+async def test_a_client_that_is_dropped_takes_its_tasks_along(place: Place):
+    # Not in the fixture's list, and not referred to by anything of ours.
+    client: Any = EntraRedis(connection_pool=place.pool(), token_source=place.source)
+    client.auto_close_connection_pool = True
+    await place.idle(client, 3)
+    await asyncio.sleep(SENT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del client
+        for _ in range(3):  # what the loop or a finalizer holds, the next round finds
+            gc.collect()
+            await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    assert reauth_tasks() == []
+    assert place.peer.open == []
+
+
+async def test_a_connection_that_is_dropped_takes_its_task_along(place: Place):
+    client = place.client()
+    (connection,) = await place.leased(client, 1)
+    client.connection_pool.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del connection
+        for _ in range(3):  # what the loop or a finalizer holds, the next round finds
+            gc.collect()
+            await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    assert reauth_tasks() == []
+    assert client.auth_status() == []
+
+
+async def test_pub_sub_may_take_a_leased_connection_over(place: Place):
+    client = place.client()
+    (connection,) = await place.leased(client, 1)
+    await release_from_renewal(connection)
+    await asyncio.sleep(2 * SENT)
+    assert place.peer.seen("AUTH") == []
+    assert client.auth_status() == []
+    assert len(place.of(ConnectionClosed)) == 1
+    await client.connection_pool.release(connection)
+    (connection,) = await place.leased(client, 1)  # handed out anew, to somebody else
+    assert len(client.auth_status()) == 1
+    await client.connection_pool.release(connection)
+
+
+async def test_a_take_over_waits_for_the_auth_under_way(place: Place):
+    client = place.client()
+    (connection,) = await place.leased(client, 1)
+    place.peer.script["AUTH"] = [[5.0, OK]]
+    while not connection.in_band._exchange.locked():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    await release_from_renewal(connection)
+    assert not connection.in_band._exchange.locked()
+    assert await run(connection, "ECHO", "a") == b"a"
+    await client.connection_pool.release(connection)
+
+
+async def test_the_multiplexed_connection_is_kept_by_its_own_task(place: Place):
+    client = place.client()
+    assert await client.ping()
+    assert reauth_tasks() == []
+    assert len(client.auth_status()) == 1
+    await asyncio.sleep(SENT)
+    assert len(place.peer.seen("AUTH")) == 1
+
+
+async def test_a_client_on_one_connection_of_its_own(place: Place):
+    client = place.client()
+    async with client.client() as one:
+        assert await one.ping()
+        await asyncio.sleep(2 * SENT)
+        assert await one.ping()
+        assert [row.token_version for row in one.auth_status()] == [3]
+        assert place.peer.dials == 1
+
+
+class OwnPool(redis.asyncio.ConnectionPool):
+    """A user's subclass, with connections elsewhere than redis-py keeps them."""
+
+
+@pytest.mark.parametrize("kind", [redis.asyncio.BlockingConnectionPool, OwnPool])
+async def test_pools_of_the_user(place: Place, kind: Any):
+    pool = place.pool(kind, max_connections=3)
+    client = place.client(pool)
+    assert client.connection_pool is pool
+    await place.idle(client, 3)
+    await asyncio.sleep(SENT)
+    assert len(place.peer.seen("AUTH")) == 3
+
+
+# -------------------------------------------------------------------------- how many
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, 100), ({"max_dedicated_connections": 7}, 7), ({"max_connections": 5}, 5)],
+)
+def test_how_many_connections_the_pool_may_hold(options: dict[str, int], expected: int):
+    assert EntraRedis(**options).connection_pool.max_connections == expected
+    made = EntraRedis.from_url("redis://localhost", **options)
+    assert made.connection_pool.max_connections == expected
+
+
+def test_limits_that_are_none():
+    for wrong in (0, -1, 1.5, "3", True):
+        with pytest.raises(ConfigurationError, match="1 or more"):
+            EntraRedis(max_dedicated_connections=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="pool is made"):
+        EntraRedis(connection_pool=redis.asyncio.ConnectionPool(), max_dedicated_connections=3)
+
+
+async def test_exhausting_is_an_error_at_once(place: Place):
+    client = place.client(place.pool(max_connections=2))
+    connections = await place.leased(client, 2)
+    with pytest.raises(redis_exceptions.ConnectionError, match="Too many"):
+        await client.blpop("k", 1)
+    for each in connections:
+        await client.connection_pool.release(each)
