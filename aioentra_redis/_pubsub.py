@@ -102,7 +102,7 @@ class SubscriberPool:
         )
         try:
             await release_from_renewal(leased)  # it has a task of its own for that
-            connection.start()
+            await connection.start()
         except BaseException:
             await self.release(connection)
             raise

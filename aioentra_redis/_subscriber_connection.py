@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import redis.asyncio
 from redis import exceptions as redis_exceptions
 
+from ._dedicated import release_from_renewal
 from ._events import (
     ConnectionClosed,
     ConnectionOpened,
@@ -124,12 +125,10 @@ class SubscriberConnection:
             leased = self._leased
             try:
                 await leased.disconnect(nowait=True)
-                await leased.connect()
-                self._check()
+                await self.start()
             except BaseException:
                 await leased.disconnect(nowait=True)
                 raise
-            self.start()
         gap = self._gap
         # Outside of the lock: what subscribes again comes back here if the connection is lost.
         for method in list(self._callbacks):
@@ -147,8 +146,18 @@ class SubscriberConnection:
         if self._given_back:
             raise ConnectionLostError("the subscriber has been closed")
 
-    def start(self) -> None:
-        """Take over the leased connection, which is connected."""
+    async def start(self) -> None:
+        """Take over the leased connection, which is connected if it isn't yet.
+
+        Raises what connecting raises, ``ClosedError``.
+        """
+        leased = self._leased
+        while True:
+            await leased.connect()
+            await release_from_renewal(leased)
+            self._check()
+            if leased.is_connected:  # an AUTH that was under way may have ended it
+                break
         session = self._new_session(take_over(self._leased), self._inbox)
         self._loss = None
         self._install(session)

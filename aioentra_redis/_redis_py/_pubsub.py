@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import redis.asyncio
-
-if TYPE_CHECKING:
-    from redis.asyncio.connection import AbstractConnection
 
 __all__ = ["decoded", "default_retry", "exchange", "handled_push"]
 
@@ -25,11 +22,11 @@ def default_retry() -> Any:
 _DEFAULT_RETRY = inspect.signature(redis.asyncio.Redis).parameters["retry"].default
 
 
-def exchange(
-    pool: redis.asyncio.ConnectionPool, old: AbstractConnection, new: AbstractConnection
-) -> None:
+def exchange(pool: redis.asyncio.ConnectionPool, old: Any, new: Any) -> None:
     """Let ``new`` stand for the lease of ``old``, which the pool forgets."""
     new.retry = old.retry
+    # Once it is back in the pool and signs in anew, it is kept signed in as the pool's others are.
+    new.credential_provider.keeper = old.credential_provider.keeper
     pool._in_use_connections.discard(old)
     pool._in_use_connections.add(new)
 
