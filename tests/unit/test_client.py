@@ -18,7 +18,7 @@ from support.scripted_peer import CUT, HANG, OK, bulk
 from support.token_fakes import Clock, Credential, source_of
 
 from aioentra_redis import EntraRedis, TokenState
-from aioentra_redis._client import MAX_PLANS
+from aioentra_redis._commands import MAX_PLANS
 from aioentra_redis._multiplex import _connection
 from aioentra_redis._multiplex._session import FEW, HIGH_WATER
 from aioentra_redis.errors import (
