@@ -131,11 +131,15 @@ class SubscriberConnection:
                 raise
         gap = self._gap
         # Outside of the lock: what subscribes again comes back here if the connection is lost.
-        for method in list(self._callbacks):
-            if (callback := method()) is not None:
-                result = callback(self)
-                if inspect.isawaitable(result):
-                    await result
+        try:
+            for method in list(self._callbacks):
+                if (callback := method()) is not None:
+                    result = callback(self)
+                    if inspect.isawaitable(result):
+                        await result
+        except BaseException:
+            await self.disconnect(nowait=True)  # subscribed to a part of it would be worse
+            raise
         session = self._session
         if gap is not None and gap is self._gap and session is not None:
             self._gap = None
@@ -321,6 +325,7 @@ class SubscriberConnection:
     def _exchange(self, old: SubscriberSession, new: SubscriberSession) -> None:
         exchange(self._pool, self._leased, new.dialed.connection)
         self._leased = new.dialed.connection
+        self._stop_reauthentication()
         self._install(new)
         new.regulate()
         old.close()

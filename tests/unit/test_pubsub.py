@@ -321,6 +321,41 @@ async def test_a_lost_connection_without_subscriptions_leaves_no_gap():
         assert len([each for each in stage.of(ConnectionClosed) if each.error is not None]) == 1
 
 
+class Slow:
+    """Holds up the resubscription until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def on_connect(self, connection: Any) -> None:
+        self.begun.set()
+        await self.go_on.wait()
+
+
+async def test_a_reader_cancelled_in_the_middle_of_resubscribing_leaves_no_half():
+    async with staged() as stage:
+        await stage.subscribe("a")
+        slow = Slow()
+        callbacks = stage.connection._callbacks
+        stage.connection.register_connect_callback(slow.on_connect)
+        callbacks.reverse()  # before redis-py's own
+        stage.peer.cut()
+        await until(lambda: not stage.connection.is_connected)
+        reading = asyncio.create_task(stage.pubsub.get_message(timeout=None))
+        await slow.begun.wait()
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        slow.go_on.set()
+        message = await stage.pubsub.get_message(timeout=2)
+        assert message is not None
+        assert message["type"] == "subscribe"
+        await stage.redis.publish("a", "1")
+        assert await stage.next_data() == b"1"
+        assert len(stage.of(MessagesMayBeMissing)) == 1
+
+
 async def test_without_retries_the_reader_gets_the_error_and_may_go_on():
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
