@@ -31,6 +31,7 @@ from ._redis_py import (
     default_to_no_retries,
     default_to_resp3,
     limit_connections,
+    names_its_host,
     pool_endpoint,
     pool_from_url,
     pool_retry,
@@ -121,7 +122,7 @@ class EntraRedis(Commands):
             if not tells_how_to_connect(pool):
                 raise ConfigurationError(f"no tokens for {pool!r}: it doesn't tell how to connect")
             host, _, tls = pool_endpoint(pool)
-            if not tls and "path" not in pool.connection_kwargs:
+            if not tls and names_its_host(pool):
                 check_host_for_plaintext(host, allow_plaintext=allow_plaintext)
             source = token_source
             if source is None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from redis import exceptions as redis_exceptions
+from redis.asyncio.sentinel import MasterNotFoundError, SlaveNotFoundError
 
 from ._options import default_port
 from ._redaction import scrub, without_tracebacks
@@ -54,6 +55,13 @@ def _explain(
         return kind(text, stage=stage, host=host, port=port)
 
     for cause in chain:
+        if isinstance(cause, (MasterNotFoundError, SlaveNotFoundError)):
+            return error(
+                ConnectError,
+                "dns",
+                f"Sentinel knows of no server for {host!r} that could serve now ({reason}): is the "
+                "name right, and is the server up?",
+            )
         if isinstance(cause, socket.gaierror):
             return error(
                 ConnectError,
@@ -147,6 +155,8 @@ def _refused(where: str, token: Token | None, reason: str) -> str:
 
 
 def _port_hint(host: str, port: int, tls: bool) -> str:
+    if not port and "/" not in host:
+        return f"Its address came from Sentinel, for the name {host!r}: is it reachable from here?"
     if not port:
         return "Is the server's `unixsocket` this path, and may this user open it?"
     expected = default_port(host)

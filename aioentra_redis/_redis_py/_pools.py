@@ -26,6 +26,7 @@ __all__ = [
     "follows_a_master",
     "lend_last",
     "limit_connections",
+    "names_its_host",
     "pool_endpoint",
     "pool_from_url",
     "pool_retry",
@@ -60,6 +61,12 @@ def pool_endpoint(pool: redis.asyncio.ConnectionPool) -> tuple[str, int, bool]:
     if (service := getattr(pool, "service_name", None)) is not None:  # Sentinel's: it knows where
         return str(service), 0, tls
     return str(kwargs.get("host", "localhost")), int(kwargs.get("port", 6379)), tls
+
+
+def names_its_host(pool: redis.asyncio.ConnectionPool) -> bool:
+    """Whether it is known before a dial which host is reached: not with Sentinel, nor a socket's
+    path."""
+    return "path" not in pool.connection_kwargs and not hasattr(pool, "service_name")
 
 
 def check_connection_options(pool: redis.asyncio.ConnectionPool) -> None:
