@@ -13,6 +13,7 @@ from redis.exceptions import DataError, LockError, ResponseError
 from support.signing_in import client_of, secret_source
 
 from aioentra_redis import CommandRefusedError, EntraRedis
+from aioentra_redis._redis_py import has
 from aioentra_redis.emulator import Emulator
 
 pytestmark = pytest.mark.emulator
@@ -370,15 +371,28 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "RESP3": {"protocol": 3},
     "decoded": {"decode_responses": True},
     "decoded RESP2": {"decode_responses": True, "protocol": 2},
+    "unified": {"legacy_responses": False},
+    "unified RESP2": {"legacy_responses": False, "protocol": 2},
+    "unified RESP3": {"legacy_responses": False, "protocol": 3, "decode_responses": True},
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(
+            options,
+            id=name,
+            marks=[pytest.mark.capability("legacy_responses")] if "unified" in name else [],
+        )
+        for name, options in OPTIONS.items()
+    ],
+)
 async def test_every_program_has_the_same_answers(
     entra_emulator: Emulator, options: dict[str, Any]
 ) -> None:
     defaults: dict[str, Any] = {}
-    if int(redis.__version__.partition(".")[0]) < 8:
+    if not has("legacy_responses"):
         defaults = {"protocol": 3}  # what ours asks for, and redis-py by itself from 8 on
     async with secret_source(entra_emulator) as source:
         for program in PROGRAMS:
