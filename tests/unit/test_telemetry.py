@@ -351,3 +351,14 @@ async def test_one_span_a_pipeline(spans: InMemorySpanExporter, kind: Any, trans
         pipe = client.pipeline(transaction=transaction)
         assert await pipe.set("k", "v").incr("n").execute() == [True, 1]
     assert seen(spans) == [("SET INCRBY", "SET ? ?\nINCRBY ? ?", "UNSET")]
+
+
+@pytest.mark.parametrize("kind", [redis.asyncio.Redis, EntraRedis])
+async def test_one_span_a_pipeline_on_a_connection_of_its_own(
+    spans: InMemorySpanExporter, kind: Any
+):
+    RedisInstrumentor().instrument(tracer_provider=tracing(spans))
+    async with client_of(kind, peer_with_lists()) as client:
+        pipe = client.pipeline(transaction=False)
+        assert await pipe.get("k").blpop(["q"], timeout=1).execute() == [None, [b"q", b"job"]]
+    assert seen(spans) == [("GET BLPOP", "GET ?\nBLPOP ? ?", "UNSET")]
