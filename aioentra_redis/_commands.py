@@ -13,8 +13,8 @@ import functools
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-import redis.asyncio
 from redis import exceptions as redis_exceptions
+from redis.asyncio import Redis
 
 from ._multiplex._connection import MultiplexedConnection
 from ._multiplex._routing import Route, command_words, remedy, route
@@ -44,7 +44,7 @@ MAX_PLANS: Final = 4096
 """Command names that plans are kept for; a program that makes up names must not fill memory."""
 
 
-class Commands(redis.asyncio.Redis):
+class Commands(Redis):
     """redis-py's client, with commands that go where the routing table says."""
 
     _multiplexed: MultiplexedConnection | None
@@ -108,7 +108,7 @@ class Commands(redis.asyncio.Redis):
             if plans := self.__dict__.get("_plans"):
                 plans.clear()
 
-        @functools.wraps(redis.asyncio.Redis.set)
+        @functools.wraps(Redis.set)
         def set(self, name, value, *args, **options):
             # redis-py checks the options of SET in a decorator, for 2 us; the plain form has none.
             if args or options:
@@ -141,7 +141,7 @@ class Commands(redis.asyncio.Redis):
     async def _detour(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """Every way but the straight one."""
         if is_observed():
-            way = led_through(redis.asyncio.Redis, "execute_command", self, self._long_way)
+            way = led_through(Redis, "execute_command", self, self._long_way)
             return await way(*args, **options)
         return await self._long_way(*args, **options)
 
@@ -176,7 +176,7 @@ class Commands(redis.asyncio.Redis):
     ) -> Any:
         """redis-py's own way, over a connection of the pool, which signs in like ours."""
         if is_observed():  # whoever has wrapped it has been led through already
-            execute = unwrapped(redis.asyncio.Redis, "execute_command")
+            execute = unwrapped(Redis, "execute_command")
             return await execute(self, *args, **options)
         return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 

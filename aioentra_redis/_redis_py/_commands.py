@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import hiredis
+from redis import exceptions as redis_exceptions
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ __all__ = [
     "retry_delays",
     "run_last_command",
     "server_mode",
+    "write_packed",
 ]
 
 CHUNK = 6000
@@ -49,6 +52,33 @@ async def run_last_command(client: Any, args: tuple[Any, ...], options: dict[str
             await connection.disconnect(nowait=True)
         finally:
             await pool.release(connection)
+
+
+async def write_packed(connection: Any, command: Any, _: bool = False) -> None:
+    """Write packed commands to a connection that stands; redis-py's errors.
+
+    What its ``send_packed_command`` does, without ``asyncio.wait_for``: that of Python 3.11 forgets
+    a cancellation that comes while the write ends, and the cancelled caller would go on to wait.
+    """
+    try:
+        async with asyncio.timeout(connection.socket_timeout):
+            if isinstance(command, str):
+                command = command.encode()
+            connection._writer.writelines([command] if isinstance(command, bytes) else command)
+            await connection._writer.drain()
+    except TimeoutError:
+        await connection.disconnect(nowait=True)
+        raise redis_exceptions.TimeoutError("Timeout writing to socket") from None
+    except OSError as exc:
+        await connection.disconnect(nowait=True)
+        number, text = exc.args if len(exc.args) == 2 else ("UNKNOWN", exc)
+        raise redis_exceptions.ConnectionError(
+            f"Error {number} while writing to socket. {text}."
+        ) from exc
+    except BaseException:
+        # Some of it may have been written.
+        await connection.disconnect(nowait=True)
+        raise
 
 
 def server_mode(hello: Any) -> str | None:

@@ -27,6 +27,7 @@ from ..errors import (
     EntraRedisError,
     InsecureConnectionError,
 )
+from ._commands import write_packed
 from ._in_band import InBand
 from ._pools import attached
 
@@ -169,7 +170,7 @@ class _SignedIn:
         self.renewal: Renewal | None = None
         self.in_band = InBand(
             self,
-            send=super().send_packed_command,  # type: ignore[misc]
+            send=functools.partial(write_packed, self),
             read=super().read_response,  # type: ignore[misc]
             due=self._due,
             learned=self._learned,

@@ -14,8 +14,8 @@ from importlib import import_module
 from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
-import redis.asyncio
 from redis import exceptions as redis_exceptions
+from redis.asyncio import Redis
 
 from ._capabilities import has
 
@@ -34,7 +34,7 @@ class Address(NamedTuple):
 
 def is_observed() -> bool:
     """Whether commands have to be shown to somebody."""
-    return _is_wrapped(redis.asyncio.Redis, "execute_command") or _metrics_are_on()
+    return _is_wrapped(Redis, "execute_command") or _metrics_are_on()
 
 
 # -- metrics -------------------------------------------------------------------------------------

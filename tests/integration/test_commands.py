@@ -466,3 +466,18 @@ async def test_blocking_commands_do_not_hold_up_the_others(entra_emulator: Emula
             await redis.rpush(f"q:{number}", number)
         popped = await asyncio.gather(*waiting)
         assert [each[0] for each in popped] == [f"q:{number}".encode() for number in range(5)]
+
+
+async def test_a_blocking_call_that_is_cancelled_at_any_moment_ends(entra_emulator: Emulator):
+    async with (
+        secret_source(entra_emulator) as source,
+        await client_of(entra_emulator, source) as redis,
+    ):
+        for turns in range(30):
+            await redis.bzpopmin("none", timeout=0.001)  # there is a connection to be had
+            call = asyncio.ensure_future(redis.bzpopmin("none", timeout=0.3))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
