@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis import exceptions as redis_exceptions
 from redis.asyncio import Redis
 
+from ._blocking import arrived, keeping_reply, wait_of, wait_on
 from ._multiplex._connection import MultiplexedConnection
 from ._multiplex._routing import Route, command_words, remedy, route
 from ._plans import FINAL, Callbacks, Plan, awaited, plan_for
@@ -177,8 +178,22 @@ class Commands(Redis):
         """redis-py's own way, over a connection of the pool, which signs in like ours."""
         if is_observed():  # whoever has wrapped it has been led through already
             execute = unwrapped(Redis, "execute_command")
-            return await execute(self, *args, **options)
-        return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            return await keeping_reply(execute(self, *args, **options))
+        way = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        return await keeping_reply(way)
+
+    async def _send_command_parse_response(
+        self, conn: Any, command_name: Any, *args: Any, **options: Any
+    ) -> Any:
+        """What redis-py calls with the connection in hand; a wait of any length is ours."""
+        if (wait := wait_of(args)) is None:
+            way = super()._send_command_parse_response
+            return await way(conn, command_name, *args, **options)  # type: ignore[no-untyped-call]
+        reply = await wait_on(conn, wait, options)
+        callback = self.response_callbacks.get(command_name)  # type: ignore[no-untyped-call]
+        if callback is not None:
+            reply = await awaited(callback(reply, **command_options(options)))
+        return arrived(reply)
 
     async def _after_error(
         self,

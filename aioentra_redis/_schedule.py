@@ -43,6 +43,7 @@ __all__ = [
     "renewal_start",
     "retry_delay",
     "unchanged_delay",
+    "wait_slice",
 ]
 
 AUTH_LEAD = 180.0
@@ -52,6 +53,9 @@ RENEWAL_LEAD_FRACTION = 0.5
 AUTH_TIMEOUT = 15.0
 """Seconds that one AUTH may take before nothing is expected of it; the service itself gives up on
 validating a token after 10 s (Microsoft's guide for client libraries)."""
+EXPIRY_MARGIN = 1.0
+EXPIRY_MARGIN_FRACTION = 0.05
+MIN_SLICE = 0.02
 IDLE_PING = 60.0
 """Seconds without traffic after which a PING is sent: Azure closes connections that are idle for
 10 minutes (Azure Cache for Redis, best practices for connection resilience)."""
@@ -156,6 +160,24 @@ def reauth_delay(token: Lifetime, now: float, random: Random = _random) -> float
     out instead of all arriving at once, and the other half remains for slow answers.
     """
     return random() * 0.5 * max(0.0, reauth_deadline(token) - now)
+
+
+def wait_slice(token: Lifetime, now: float, share: float) -> float:
+    """How long a connection that holds ``token`` may be blocked from ``now``, 0 for not at all.
+
+    Up to the deadline of its AUTH, less its jitter: ``share`` (0 to 1) of half of the time that a
+    renewal leaves for that. From there to the deadline, and then in quarters of what is left, so
+    that a late token is noticed, to a second (or a twentieth of a shorter life) before the expiry.
+    """
+    deadline = reauth_deadline(token)
+    window = min(RENEWAL_LEAD, RENEWAL_LEAD_FRACTION * token.lifetime) - (
+        token.expires_on - deadline
+    )
+    for end in (deadline - share * 0.5 * window, deadline):
+        if now < end - MIN_SLICE:
+            return end - now
+    left = token.expires_on - min(EXPIRY_MARGIN, EXPIRY_MARGIN_FRACTION * token.lifetime) - now
+    return min(left, max(MIN_SLICE, left / 4)) if left > MIN_SLICE / 2 else 0.0
 
 
 def renewal_start(token: Lifetime, ratio: float | None = None) -> float:

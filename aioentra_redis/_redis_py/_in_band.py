@@ -116,6 +116,18 @@ class InBand:
             await _reconnect(connection)
         elif check_health:
             await connection.check_health()
+        await self.catch_up()
+        if not connection.is_connected:
+            await _reconnect(connection)
+        if not isinstance(command, (bytes, str, list, tuple)):
+            command = list(command)
+        # Before the first byte: from here on the connection is not quiet.
+        self.traffic.sent(command)
+        self.last_used = asyncio.get_running_loop().time()
+        await self._send(command, False)
+
+    async def catch_up(self) -> None:
+        """Give the connection the token that is due, in the owner's own time; as ``send`` does."""
         if self._exchange.locked() or self._auth_due() is not None:
             async with self._exchange:
                 if (token := self._auth_due()) is not None:
@@ -125,14 +137,6 @@ class InBand:
                         self._lost = None  # the owner hears of it here and now
                         raise
             self._raise_loss()
-            if not connection.is_connected:
-                await _reconnect(connection)
-        if not isinstance(command, (bytes, str, list, tuple)):
-            command = list(command)
-        # Before the first byte: from here on the connection is not quiet.
-        self.traffic.sent(command)
-        self.last_used = asyncio.get_running_loop().time()
-        await self._send(command, False)
 
     async def read(self, *args: Any, **kwargs: Any) -> Any:
         """Read a reply, in place of redis-py's ``read_response``; its arguments, its errors."""

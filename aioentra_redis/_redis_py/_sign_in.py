@@ -43,6 +43,7 @@ __all__ = [
     "SharedTLS",
     "SignIn",
     "explained",
+    "held_by",
     "keeper_of",
     "let_go_of",
     "no_answer",
@@ -393,6 +394,14 @@ def keeper_of(pool: redis.asyncio.ConnectionPool, make: Callable[[], K]) -> K:
         sign_in.keeper = make()
     keeper: K = sign_in.keeper
     return keeper
+
+
+def held_by(connection: Any) -> tuple[Token, TokenSource] | None:
+    """The token that a connection of a pool is signed in with, and where newer ones come from."""
+    sign_in = connection.credential_provider
+    if not isinstance(sign_in, SignIn) or sign_in.token is None:
+        return None
+    return sign_in.token, sign_in.source
 
 
 def let_go_of(connection: Any) -> None:

@@ -10,16 +10,15 @@ from typing import Any
 import pytest
 import redis.asyncio
 from redis import exceptions as redis_exceptions
-from support.scripted_peer import CUT, HANG, OK, Peer
-from support.token_fakes import CANARY, Clock, Credential, source_of
-from support.wired import wired
+from support.pooled import LIFE, Place
+from support.scripted_peer import CUT, HANG, OK
+from support.token_fakes import CANARY
 
 from aioentra_redis import (
     ConnectionClosed,
     ConnectionOpened,
     ConnectionState,
     EntraRedis,
-    Event,
     Reauthenticated,
     ReauthenticationFailed,
 )
@@ -29,58 +28,15 @@ from aioentra_redis.errors import ConfigurationError, ConnectionLostError
 
 pytestmark = pytest.mark.looptime
 
-LIFE = 100.0
-"""Renewed after 50 s, to be sent by 70 s: with its jitter each AUTH comes between 50 and 60 s."""
 SENT = 61.0
 WRONGPASS = b"-WRONGPASS invalid username-password pair or user is disabled.\r\n"
-
-
-class Place:
-    """Clients of one pool of wired connections to one scripted peer."""
-
-    def __init__(self) -> None:
-        self.peer = Peer()
-        self.clock = Clock()
-        self.credential = Credential(self.clock, life=LIFE)
-        self.source = source_of(self.credential, self.clock, factory=True)
-        self.events: list[Event] = []
-        self.clients: list[Any] = []
-
-    def pool(self, kind: Any = redis.asyncio.ConnectionPool, **options: Any) -> Any:
-        options = {"protocol": 3, **options}
-        return kind(connection_class=wired(self.peer), host="localhost", **options)
-
-    def client(self, pool: Any = None, **options: Any) -> EntraRedis:
-        options = {"token_source": self.source, "on_event": self.events.append, **options}
-        made = EntraRedis(connection_pool=pool or self.pool(), **options)
-        made.auto_close_connection_pool = True
-        self.clients.append(made)
-        return made
-
-    async def leased(self, client: EntraRedis, number: int) -> list[Any]:
-        pool: Any = client.connection_pool
-        return [await pool.get_connection() for _ in range(number)]
-
-    async def idle(self, client: EntraRedis, number: int) -> list[Any]:
-        pool: Any = client.connection_pool
-        connections = await self.leased(client, number)
-        for connection in connections:
-            await pool.release(connection)
-        return connections
-
-    def of(self, kind: type[Event]) -> list[Any]:
-        return [each for each in self.events if isinstance(each, kind)]
 
 
 @pytest.fixture
 async def place():
     made = Place()
     yield made  # the source starts with the first connection, in virtual time
-    for client in made.clients:
-        await client.aclose()
-        await client.connection_pool.disconnect()
-    await made.source.aclose()
-    await asyncio.sleep(0)
+    await made.close()
 
 
 async def run(connection: Any, *words: Any) -> Any:

@@ -1,0 +1,239 @@
+"""Blocking commands: where their timeout is, and waits in slices across rotations; virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis import exceptions as redis_exceptions
+from support.pooled import LIFE, Place
+from support.scripted_peer import CUT, HANG, OK, bulk
+
+from aioentra_redis._blocking import wait_of
+from aioentra_redis._schedule import reauth_deadline, wait_slice
+from aioentra_redis.errors import MaybeExecutedError, TokenExpiredError
+
+NULL = b"_\r\n"
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@pytest.fixture
+async def place():
+    made = Place()
+    yield made  # the source starts with the first connection, in virtual time
+    await made.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "position", "seconds"),
+    [
+        (("BLPOP", "a", "b", 1.5), 3, 1.5),
+        ((b"brpop", b"a", b"0"), 2, 0),
+        (("BRPOPLPUSH", "a", "b", "2"), 3, 2),
+        (("BLMOVE", "a", "b", "LEFT", "RIGHT", 3), 5, 3),
+        (("BZPOPMIN", "a", 1), 2, 1),
+        (("BZPOPMAX", "a", 1), 2, 1),
+        (("BLMPOP", 4, 1, "a", "LEFT"), 1, 4),
+        (("BZMPOP", "0.5", 1, "a", "MIN"), 1, 0.5),
+        (("BLMOVEM", "a", "b", "LEFT", "RIGHT", 2, "COUNT", 3), 5, 2),
+        (("XREAD", "COUNT", 3, "BLOCK", 1500, "STREAMS", "BLOCK", "$"), 4, 1.5),
+        (("XREADGROUP", "GROUP", "BLOCK", "STREAMS", b"block", 0, "STREAMS", "s", ">"), 5, 0),
+        (("TS.READ", "BLOCK", 10, "STREAMS", "s", 0), 2, 0.01),
+        (("XREAD BLOCK", 10, "STREAMS", "s", 0), 2, 0.01),
+    ],
+)
+def test_where_the_timeout_is(words: tuple[Any, ...], position: int, seconds: float):
+    wait = wait_of(words)
+    assert wait is not None
+    assert (wait.position, wait.seconds) == (position, seconds)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("GET", "k"),
+        ("XREAD", "STREAMS", "BLOCK", "5"),
+        ("XREADGROUP", "GROUP", "BLOCK", "5", "STREAMS", "s", ">"),
+        ("XREAD", "BLOCK"),
+        ("BLPOP",),
+        ("BLMPOP",),
+        ("BLPOP", "k", -1),
+        ("BLPOP", "k", "soon"),
+        ("BLPOP", "k", "nan"),
+        ("BLPOP", "k", "inf"),
+        ("BLPOP", "k", True),
+        ("BLPOP", "k", None),
+        ("XREAD", "BLOCK", "1.5", "STREAMS", "s", "$"),
+    ],
+)
+def test_what_is_no_wait_is_left_to_the_server(words: tuple[Any, ...]):
+    assert wait_of(words) is None
+
+
+@given(st.floats(0, 1e6))
+def test_a_timeout_is_never_rounded_to_for_ever(seconds: float):
+    for words in (("BLPOP", "k", "1"), ("XREAD", "BLOCK", "1", "STREAMS", "s", "0")):
+        wait = wait_of(words)
+        assert wait is not None
+        timeout = wait.for_seconds(seconds)[wait.position]
+        assert float(timeout) > 0
+        assert abs(float(timeout) / wait.unit - seconds) <= 0.001
+
+
+class Life:
+    refresh_on = issued_on = None
+    first_seen = 0.0
+
+    def __init__(self, lifetime: float) -> None:
+        self.lifetime = self.expires_on = lifetime
+
+
+@given(life=st.floats(1, 90_000), share=st.floats(0, 1), start=st.floats(0, 1))
+def test_slices_end_before_the_deadline_and_then_before_the_expiry(
+    life: float, share: float, start: float
+):
+    token = Life(life)
+    at, slices = start * life, 0
+    while (piece := wait_slice(token, at, share)) > 0:
+        before, at, slices = at, at + piece, slices + 1
+        assert at < token.expires_on
+        assert before >= reauth_deadline(token) - 0.03 or at <= reauth_deadline(token) + 1e-6
+    assert at > token.expires_on - max(1.1, 0.1 * life)
+    assert slices < 60
+
+
+# -------------------------------------------------------------------------------------- waits
+
+
+@pytest.mark.looptime
+async def test_a_wait_goes_on_across_rotations(place: Place):
+    place.peer.script["BLPOP"] = lambda *words: [float(words[-1]), NULL]
+    client = place.client()
+    started = now()
+    assert await client.blpop("k", 200) is None
+    assert now() - started == pytest.approx(200, abs=0.1)
+    names = [words[0] for words in place.peer.commands if words[0] in (b"BLPOP", b"AUTH")]
+    assert names[0] == b"BLPOP"
+    assert 3 <= names.count(b"AUTH") <= 4
+    assert names.count(b"BLPOP") <= 2 * names.count(b"AUTH") + 1
+    assert place.peer.dials == 1
+
+
+@pytest.mark.looptime
+async def test_an_element_reaches_its_caller_though_the_next_auth_is_refused(
+    place: Place,
+):
+    pair = b"*2\r\n" + bulk("k") + bulk("element")
+    place.peer.script.update(
+        BLPOP=lambda *words: [float(words[-1]), pair],
+        AUTH=lambda *_: b"-WRONGPASS no\r\n",
+    )
+    client = place.client()
+    assert await client.blpop("k", 40) in ((b"k", b"element"), [b"k", b"element"])
+    await asyncio.sleep(30)
+
+
+@pytest.mark.looptime
+async def test_a_failed_release_loses_nothing(place: Place):
+    place.peer.script["BLPOP"] = [b"*2\r\n" + bulk("k") + bulk("element")]
+    client = place.client()
+    pool: Any = client.connection_pool
+    release = pool.release
+
+    async def broken(connection: Any) -> None:
+        await release(connection)
+        raise redis_exceptions.TimeoutError("no")
+
+    pool.release = broken
+    assert await client.blpop("k", 1) in ((b"k", b"element"), [b"k", b"element"])
+    pool.release = release
+
+
+@pytest.mark.looptime
+async def test_without_a_newer_token_it_ends_before_the_expiry(place: Place):
+    def once(call: int) -> Any:
+        return place.credential.issue(life=LIFE) if call == 1 else ConnectionError("down")
+
+    place.credential.answer = once
+    place.peer.script["BLPOP"] = lambda *words: [float(words[-1]), NULL]
+    client = place.client()
+    with pytest.raises(TokenExpiredError, match="Nothing was popped"):
+        await client.blpop("k", 0)
+    assert LIFE - 3 < now() < LIFE
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("timeout", [30, 0])
+async def test_without_tokens_any_wait_is_patient(place: Place, timeout: float):
+    place.peer.script["BLPOP"] = [[30.0, NULL]]
+    client = place.client(token_source=None)
+    assert await client.blpop("k", timeout) is None
+    assert [words[-1] for words in place.peer.seen("BLPOP")] == [b"%d" % timeout]
+
+
+@pytest.mark.looptime
+async def test_a_server_that_is_late_is_not_waited_for_for_ever(place: Place):
+    place.peer.script["BLPOP"] = [HANG]
+    client = place.client(place.pool(socket_timeout=3))
+    with pytest.raises(MaybeExecutedError, match="may be lost"):
+        await client.blpop("k", 10)
+    assert now() == pytest.approx(13, abs=0.1)
+
+
+@pytest.mark.looptime
+async def test_a_pop_whose_connection_ends_is_not_repeated(place: Place):
+    place.peer.script["BLPOP"] = [[5.0, CUT]]
+    client = place.client()
+    with pytest.raises(MaybeExecutedError, match="BLPOP"):
+        await client.blpop("k", 10)
+    assert len(place.peer.seen("BLPOP")) == 1
+
+
+@pytest.mark.looptime
+async def test_cancelling_closes_the_connection(place: Place):
+    place.peer.script["BLPOP"] = [HANG]
+    client = place.client()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3):
+            await client.blpop("k", 0)
+    await asyncio.sleep(0)
+    assert place.peer.open == []
+    place.peer.script["BLPOP"] = [NULL]
+    assert await client.blpop("k", 1) is None
+    assert place.peer.dials == 2
+
+
+@pytest.mark.looptime
+async def test_what_the_server_finds_wrong_it_says_itself(place: Place):
+    place.peer.script["BLPOP"] = [b"-ERR timeout is negative\r\n"]
+    client = place.client()
+    with pytest.raises(redis_exceptions.ResponseError, match="negative"):
+        await client.blpop("k", -1)
+
+
+@pytest.mark.looptime
+async def test_dollar_is_pinned_once(place: Place):
+    place.peer.script.update(
+        MULTI=lambda *_: OK,
+        XINFO=lambda *_: b"+QUEUED\r\n",
+        EXEC=lambda *_: (
+            b"*2\r\n%1\r\n" + bulk("last-generated-id") + bulk("5-1") + b"-ERR no such key\r\n"
+        ),
+        XREAD=lambda *words: [float(words[2]) / 1000, NULL],
+    )
+    client = place.client()
+    await client.xread({"a": "$", "b": "7-0", "c": "$"}, block=120_000)
+    assert len(place.peer.seen("EXEC")) == 1
+    reads = place.peer.seen("XREAD")
+    assert len(reads) > 1
+    assert {tuple(words[3:]) for words in reads} == {
+        (b"STREAMS", b"a", b"b", b"c", b"5-1", b"7-0", b"0-0")
+    }
+    await client.xread({"a": "$"}, block=1)
+    assert len(place.peer.seen("EXEC")) == 1
