@@ -70,6 +70,9 @@ def entra_kwargs(
 class _Hook:
     """What redis-py calls with each connection; a method, because it tells coroutines by kind."""
 
+    is_for_plain_clients = True
+    """``EntraRedis`` looks for it, to refuse: see ``_redis_py._pools``."""
+
     def __init__(
         self, source: TokenSource, *, allow_plaintext: bool, allow_insecure_tls: bool
     ) -> None:

@@ -115,8 +115,7 @@ def _check(connection: Any) -> None:
 async def _handshake(connection: Any) -> None:
     """redis-py's own: HELLO or AUTH, names, SELECT."""
     patience = connection.socket_timeout
-    if patience is not None:
-        connection.socket_timeout = max(patience, HANDSHAKE_TIMEOUT)
+    connection.socket_timeout = max(patience or 0.0, HANDSHAKE_TIMEOUT)
     if connection.health_check_interval:
         # redis-py 5 would send a PING first, which is denied.
         now = asyncio.get_running_loop().time()
@@ -128,8 +127,7 @@ async def _handshake(connection: Any) -> None:
             else:
                 await connection.on_connect()
     finally:
-        if patience is not None:
-            connection.socket_timeout = patience
+        connection.socket_timeout = patience
 
 
 async def _check_tls(connection: Any, mine: SignIn, *, allow_insecure: bool) -> None:

@@ -73,7 +73,14 @@ def check_connection_options(pool: redis.asyncio.ConnectionPool) -> None:
     """Raise what redis-py raises for options that its connections don't take.
 
     Only a pool of ours is asked: somebody else's may hold a class whose making does things.
+    ``entra_kwargs()`` is a ``ConfigurationError``: a connection that is handed over leaves behind
+    what it has put there, and nothing would renew it.
     """
+    hook = pool.connection_kwargs.get("redis_connect_func")
+    if getattr(getattr(hook, "__self__", None), "is_for_plain_clients", False):
+        raise ConfigurationError(
+            "entra_kwargs() is for redis-py's own clients; pass token_source= to EntraRedis"
+        )
     if attached(pool) is None and pool.connection_class.__module__ in (__package__, _CONNECTIONS):
         pool.connection_class(**pool.connection_kwargs)
 

@@ -39,6 +39,7 @@ def test_a_synchronous_client_across_expiries(entra_emulator: Emulator, protocol
             entra_emulator.url,
             protocol=protocol,
             retry=Retry(ConstantBackoff(0.05), 3),
+            retry_on_error=[redis.ConnectionError],  # redis-py 5 wants to be told
             **options(entra_emulator, provider),
         ) as client,
     ):

@@ -24,6 +24,7 @@ from aioentra_redis import (
     ConnectionLostError,
     ConnectionState,
     ConnectTimeoutError,
+    EntraRedis,
     InsecureConnectionError,
     SignInRefusedError,
     TokenSource,
@@ -239,6 +240,7 @@ async def test_a_cancelled_read_loses_no_answer_and_leaves_no_timer(place: Place
     await pubsub.aclose()
 
 
+@pytest.mark.skipif(redis.VERSION < (6,), reason="it subscribes again after time-outs only")
 async def test_a_connection_lost_under_auth_is_made_anew_and_subscribed_again(place: Place):
     place.pool.connection_kwargs["retry"] = Retry(NoBackoff(), 1)
     pubsub = await subscribed(place)
@@ -401,6 +403,18 @@ async def test_plaintext_to_another_machine(place: Place, allowed: bool):
     await asyncio.sleep(0)
     assert place.peer.commands == []
     assert place.peer.open == []
+
+
+async def test_entra_redis_refuses_what_would_not_be_renewed(place: Place):
+    kwargs = entra_kwargs(place.source)
+    with pytest.raises(ConfigurationError, match="pass token_source= to EntraRedis"):
+        EntraRedis(**kwargs)
+    with pytest.raises(ConfigurationError, match="pass token_source= to EntraRedis"):
+        EntraRedis.from_url("redis://localhost", **kwargs)
+    with pytest.raises(ConfigurationError, match="pass token_source= to EntraRedis"):
+        EntraRedis(connection_pool=place.pool)
+    with pytest.raises(ConfigurationError, match="can't be combined"):
+        EntraRedis(token_source=place.source, **kwargs)
 
 
 @pytest.mark.parametrize("source", [None, "source", object()])
