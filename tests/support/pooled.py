@@ -22,6 +22,7 @@ class Place:
 
     def __init__(self) -> None:
         self.peer = Peer()
+        self._connection_class = wired(self.peer)
         self.clock = Clock()
         self.credential = Credential(self.clock, life=LIFE)
         self.source = source_of(self.credential, self.clock, factory=True)
@@ -30,7 +31,7 @@ class Place:
 
     def pool(self, kind: Any = redis.asyncio.ConnectionPool, **options: Any) -> Any:
         options = {"protocol": 3, **options}
-        return kind(connection_class=wired(self.peer), host="localhost", **options)
+        return kind(connection_class=self._connection_class, host="localhost", **options)
 
     def client(self, pool: Any = None, **options: Any) -> EntraRedis:
         options = {"token_source": self.source, "on_event": self.events.append, **options}

@@ -13,11 +13,9 @@ __all__ = ["wired"]
 
 
 def wired(peer: Peer) -> type[redis.asyncio.Connection]:
-    """A connection class of redis-py's whose other end is ``peer``; it keeps its ``wires``."""
+    """A connection class of redis-py's whose other end is ``peer``."""
 
     class WiredConnection(redis.asyncio.Connection):
-        wires: list[Wire] = []  # noqa: RUF012 - one list per peer is what is wanted
-
         async def _connect(self) -> None:
             loop = asyncio.get_running_loop()
             peer.dials += 1
@@ -29,6 +27,5 @@ def wired(peer: Peer) -> type[redis.asyncio.Connection]:
             protocol.connection_made(wire)
             self._reader = reader
             self._writer = asyncio.StreamWriter(wire, protocol, reader, loop)
-            self.wires.append(wire)
 
     return WiredConnection

@@ -516,3 +516,40 @@ async def test_exhausting_is_an_error_at_once(place: Place):
         await client.blpop("k", 1)
     for each in connections:
         await client.connection_pool.release(each)
+
+
+@pytest.mark.parametrize("clients", [250, pytest.param(1_000, marks=pytest.mark.slow)])
+async def test_clients_leave_nothing(place: Place, clients: int):
+    """Every third one uses a dedicated connection, every fourth is dropped instead of closed."""
+
+    async def use(number: int) -> None:
+        client: Any = EntraRedis(connection_pool=place.pool(), token_source=place.source)
+        client.auto_close_connection_pool = True
+        await client.ping()
+        if number % 3 == 0:
+            (connection,) = await place.leased(client, 1)
+            await client.connection_pool.release(connection)
+        if number % 4:
+            await client.aclose()
+
+    async def count(clients: int) -> int:
+        for number in range(clients):
+            await use(number)
+            place.peer.commands.clear()
+            place.peer.connections.clear()
+            if number % 100 == 0:
+                gc.collect()
+        for _ in range(3):
+            gc.collect()
+            await asyncio.sleep(0.01)
+        return len(gc.get_objects())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        before = await count(100)
+        tasks = len(asyncio.all_tasks())
+        after = await count(clients)
+    assert len(asyncio.all_tasks()) == tasks
+    assert reauth_tasks() == []
+    assert place.peer.open == []
+    assert after - before < clients  # less than one object for each
