@@ -227,6 +227,8 @@ class EntraRedis(Commands):
         await self._subscribers.aclose()
         if self._multiplexed is not None:
             await self._multiplexed.let_go()
+        if self._held is not None:
+            await self._held.let_go()
         await super().aclose(close_connection_pool)
         shared = self._multiplexed is None or not self._multiplexed.closed
         if self._dedicated is not None and not shared:

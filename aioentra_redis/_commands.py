@@ -17,6 +17,7 @@ from redis import exceptions as redis_exceptions
 from redis.asyncio import Redis
 
 from ._blocking import arrived, keeping_reply, wait_of, wait_on
+from ._held import HeldConnection
 from ._multiplex._connection import MultiplexedConnection
 from ._multiplex._routing import Route, command_words, remedy, route
 from ._plans import FINAL, Callbacks, Plan, awaited, plan_for
@@ -51,6 +52,7 @@ class Commands(Redis):
     _multiplexed: MultiplexedConnection | None
     _plans: dict[Any, Plan]
     _overrides: Mapping[str, Route]
+    _held: HeldConnection | None
 
     def _check_open(self) -> None:
         """Raise ``ClosedError`` after ``aclose()``."""
@@ -106,6 +108,7 @@ class Commands(Redis):
         @connection.setter
         def connection(self, connection):
             self.__dict__["connection"] = connection
+            self._held = None if connection is None else HeldConnection(connection)
             if plans := self.__dict__.get("_plans"):
                 plans.clear()
 
@@ -176,11 +179,14 @@ class Commands(Redis):
         self, args: tuple[Any, ...], options: dict[str, Any]
     ) -> Any:
         """redis-py's own way, over a connection of the pool, which signs in like ours."""
+        if self.single_connection_client and self.connection is None:
+            await self.initialize()
         if is_observed():  # whoever has wrapped it has been led through already
-            execute = unwrapped(Redis, "execute_command")
-            return await keeping_reply(execute(self, *args, **options))
-        way = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        return await keeping_reply(way)
+            way = unwrapped(Redis, "execute_command")(self, *args, **options)
+        else:
+            way = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        reply = keeping_reply(way)
+        return await (reply if self._held is None else self._held.around(args, reply))
 
     async def _send_command_parse_response(
         self, conn: Any, command_name: Any, *args: Any, **options: Any

@@ -23,6 +23,8 @@ __all__ = [
     "REMEDIES",
     "REMEDIES_WITH_TOKENS",
     "Route",
+    "answers_for_writes",
+    "changes_connection",
     "checked_overrides",
     "command_words",
     "is_read_only",
@@ -143,6 +145,13 @@ REMEDIES_WITH_TOKENS: dict[str, str] = {
 IN_PIPELINES = frozenset(("DISCARD", "UNWATCH", "WAIT", "WAITAOF"))
 """What is refused by itself and has its use in a pipeline, on a dedicated connection. WAIT then
 answers for the writes in front of it; on the shared connection it would stall everybody."""
+
+ANSWERS_FOR_WRITES = frozenset(("WAIT", "WAITAOF"))
+
+_LASTING = frozenset(
+    ("CLIENT CAPA", "CLIENT IMPORT-SOURCE", "CLIENT NO-EVICT", "CLIENT NO-TOUCH", "CLIENT SETNAME")
+)
+"""What changes a connection for good, too, and harms nobody on the shared one."""
 
 _ALONE = "send it by itself, outside of pipelines"
 
@@ -315,6 +324,21 @@ def _has_block(arguments: Sequence[Any]) -> bool:
 def is_read_only(words: str) -> bool:
     """Whether the command may be sent again after its reply was lost."""
     return words in READ_ONLY or words.partition(" ")[0] in READ_ONLY
+
+
+def answers_for_writes(words: str) -> bool:
+    """Whether the answer is about the writes of the connection that the command runs on."""
+    return words.partition(" ")[0] in ANSWERS_FOR_WRITES
+
+
+def changes_connection(words: str) -> bool:
+    """Whether a connection may not be as it was after the command, for whoever has it next."""
+    if answers_for_writes(words):
+        return False
+    first = words.partition(" ")[0]
+    if first in REMEDIES or first in REMEDIES_WITH_TOKENS or first in LAST_COMMANDS:
+        return True
+    return words in REMEDIES or words in _LASTING
 
 
 def remedy(words: str) -> str:

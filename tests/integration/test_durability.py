@@ -1,4 +1,7 @@
-"""WAIT tells the truth: it answers for the writes of its own connection, and runs nowhere else."""
+"""WAIT tells the truth: it answers for the writes of its own connection, and runs nowhere else.
+
+And what else depends on the connection that a client keeps: that the next one gets it unchanged.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from pathlib import Path
 
 import pytest
 from redis import exceptions as redis_exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from aioentra_redis import CommandRefusedError, EntraRedis
 from aioentra_redis.emulator._server import find_server
@@ -75,3 +80,62 @@ async def test_wait_is_true_where_it_is_allowed_and_refused_where_it_would_not_b
         await follower.execute_command("REPLICAOF", "NO", "ONE")
         await client.set("k", "unheard")
         assert [await in_pipeline(100), await on_a_connection(100)] == [0, 0]
+
+
+@pytest.mark.parametrize("retry", [None, Retry(NoBackoff(), 3)], ids=["no retries", "retries"])
+async def test_wait_does_not_answer_for_a_connection_that_was_opened_again(tmp_path: Path, retry):
+    port = free_port()
+    async with (
+        server(tmp_path, port),
+        EntraRedis(host="127.0.0.1", port=port, retry=retry) as client,
+        client.client() as own,
+    ):
+        await own.set("k", "v")
+        await client.execute_command("CLIENT KILL", "ID", await own.client_id())
+        with pytest.raises(redis_exceptions.ConnectionError):
+            await own.wait(0, 10)
+        if retry is None:  # that was the loss; this is the connection opened again in silence
+            with pytest.raises(redis_exceptions.ConnectionError, match="opened again"):
+                await own.wait(0, 10)
+        await own.set("k", "v")
+        assert await own.wait(0, 10) == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("SELECT", 5),
+        (b"select 5",),
+        ("MULTI",),
+        ("CLIENT", "REPLY", "SKIP"),
+        ("CLIENT", "SETNAME", "mine"),
+        ("CLIENT TRACKING", "ON"),
+        ("HELLO", 2),
+    ],
+    ids=str,
+)
+async def test_what_changes_a_connection_does_not_reach_its_next_owner(tmp_path: Path, words):
+    port = free_port()
+    async with server(tmp_path, port), EntraRedis(host="127.0.0.1", port=port) as client:
+        await client.rpush("queue", "element")
+        async with client.client() as own:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.3):
+                    await own.execute_command(*words)
+        async with client.client() as other:
+            about = await other.client_info()
+            told = {name: about[name] for name in ("name", "db", "multi", "flags", "resp")}
+            assert told == {"name": "", "db": 0, "multi": -1, "flags": "N", "resp": "3"}
+        assert list(await client.blpop("queue", 5)) == [b"queue", b"element"]
+
+
+async def test_a_connection_that_was_not_changed_goes_back_as_it_is(tmp_path: Path):
+    port = free_port()
+    async with server(tmp_path, port), EntraRedis(host="127.0.0.1", port=port) as client:
+        ids = set()
+        for _ in range(3):
+            async with client.client() as own:
+                await own.set("k", "v")
+                await own.wait(0, 10)
+                ids.add(await own.client_id())
+        assert len(ids) == 1

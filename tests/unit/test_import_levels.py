@@ -29,7 +29,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "_multiplex._reauth _multiplex._session",
         "_multiplex",
         "_mode _plans _recovery _renewal",
-        "_blocking _client _commands _dedicated _pipeline _pubsub _subscriber_connection",
+        "_blocking _client _commands _dedicated _held _pipeline _pubsub _subscriber_connection",
         "_cluster _adapters",
         "_connect",
         "fastapi cli",
