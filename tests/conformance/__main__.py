@@ -78,7 +78,7 @@ class Program:
         self._client = "tokens" if arguments.tokens else "entra"
         self._files = [f"test_{each}.py" for each in arguments.modules]
         self._rotation = f"--rotation={arguments.rotation}"
-        self._options = ["-k", arguments.k] if arguments.k else []
+        self._options = [self._rotation, *(["-k", arguments.k] if arguments.k else [])]
         self._work = work
         self._suite = suite
         self._threads = ThreadPoolExecutor(1 if arguments.one_by_one else 2)
@@ -87,17 +87,7 @@ class Program:
         """All tests on one server in one protocol; what got lost runs again, alone."""
         started = time.monotonic()
         clients = [Run(server, protocol, client) for client in ("plain", self._client)]
-        whole = [
-            self._threads.submit(
-                run.outcomes,
-                self._suite,
-                self._work / "runs" / str(run),
-                self._files,
-                self._options,
-            )
-            for run in clients
-        ]
-        plain, ours = (each.result() for each in whole)
+        plain, ours = self._both(clients, self._files, self._options, "runs")
         if self._client == "tokens":
             happened = events(self._work / "runs" / str(clients[1]))
             print(", ".join(f"{kind}: {count}" for kind, count in sorted(happened.items())))
@@ -120,22 +110,14 @@ class Program:
         return Comparison(label, protocol, plain, ours, confirmed, together)
 
     def _lost_alone(self, clients: list[Run], name: str) -> bool:
-        return bool(lost(*self._both(clients, [name], folder="alone")))
+        return bool(lost(*self._both(clients, [name], [self._rotation], "alone")))
 
     def _both(
-        self,
-        clients: list[Run],
-        tests: Sequence[str],
-        options: Sequence[str] = (),
-        folder: str = "runs",
+        self, clients: list[Run], tests: Sequence[str], options: Sequence[str], folder: str
     ) -> tuple[Outcomes, Outcomes]:
         plain, ours = (
             self._threads.submit(
-                run.outcomes,
-                self._suite,
-                self._work / folder / str(run),
-                tests,
-                [self._rotation, *options],
+                run.outcomes, self._suite, self._work / folder / str(run), tests, options
             )
             for run in clients
         )
