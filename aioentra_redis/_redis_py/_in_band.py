@@ -32,7 +32,7 @@ from .._traffic import Traffic
 if TYPE_CHECKING:
     from .._token import Token
 
-__all__ = ["InBand"]
+__all__ = ["InBand", "has_ended"]
 
 _REFUSALS: Final = (
     redis_exceptions.ResponseError,
@@ -114,7 +114,10 @@ class InBand:
         self._raise_loss()
         if not connection.is_connected:
             await _reconnect(connection)
-        elif check_health:
+        elif check_health and connection.health_check_interval:
+            # redis-py connects anew, in silence, where its PING fails; what happened to ours is
+            # to be told.
+            await self.catch_up()
             await connection.check_health()
         await self.catch_up()
         if not connection.is_connected:
@@ -261,6 +264,18 @@ class InBand:
 
     def _touch(self) -> None:
         self.last_used = asyncio.get_running_loop().time()
+
+
+def has_ended(connection: Any) -> bool:
+    """Whether the peer has ended a connection that nobody reads, as far as the loop knows.
+
+    Of a reset redis-py's own look before it hands out a connection says nothing; and where it
+    expects maintenance notifications, redis-py 8 takes an end for one of them.
+    """
+    reader, writer = connection._reader, connection._writer
+    if reader is None or writer is None:
+        return False
+    return bool(reader.at_eof() or reader.exception() is not None or writer.transport.is_closing())
 
 
 async def _reconnect(connection: Any) -> None:

@@ -24,8 +24,8 @@ from .._options import check_tls
 from .._redaction import without_tracebacks
 from .._traffic import Mode
 from ..errors import ConfigurationError
-from ._in_band import _REFUSALS, InBand
-from ._sign_in import SignIn, explained, refuse_plaintext_to_others
+from ._in_band import _REFUSALS, InBand, has_ended
+from ._sign_in import SignIn, drop, explained, refuse_plaintext_to_others
 
 if TYPE_CHECKING:
     from .._token import Token
@@ -92,7 +92,7 @@ async def sign_in_plain(
     except BaseException:
         # Before redis-py closes it, politely, or keeps it, which is what it does with errors
         # that it doesn't know: the next command would be sent by nobody in particular.
-        _drop(connection)
+        drop(connection)
         raise
     if plain is None:
         plain = _Plain(connection, policy(connection._host_error()))
@@ -153,7 +153,7 @@ async def _check_tls(connection: Any, mine: SignIn, *, allow_insecure: bool) -> 
         asked.context = mine.tls.context
         return
     # redis-py 5 without ssl_check_hostname=True: anybody with some certificate may be there.
-    _drop(connection)
+    drop(connection)
     asked.context = None
     await mine.tls.prepare(connection)
     with explained(connection):
@@ -161,16 +161,6 @@ async def _check_tls(connection: Any, mine: SignIn, *, allow_insecure: bool) -> 
             await connection._connect()
         except OSError as exc:
             raise redis_exceptions.ConnectionError(connection._error_message(exc)) from exc
-
-
-def _drop(connection: Any) -> None:
-    """Close at once: over TLS a polite end waits for the peer's."""
-    writer = connection._writer
-    connection._writer = connection._reader = None
-    connection._parser.on_disconnect()
-    if writer is not None:
-        with contextlib.suppress(Exception):
-            writer.transport.abort()
 
 
 class _Plain(InBand):
@@ -201,8 +191,7 @@ class _Plain(InBand):
 
     def _refusing_worn(self, ask: Callable[..., Awaitable[bool]]) -> Callable[..., Awaitable[bool]]:
         async def can_read(*args: Any, **kwargs: Any) -> bool:
-            # redis-py 8 hands out what has ended where it expects maintenance notifications.
-            if self.signed_in and self._connection._reader.at_eof():
+            if self.signed_in and has_ended(self._connection):
                 raise redis_exceptions.ConnectionError("the server ended the connection")
             # A pool asks again after connecting anew, and fails the caller on a second refusal.
             just_signed_in, self._just_signed_in = self._just_signed_in, False

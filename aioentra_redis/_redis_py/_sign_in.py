@@ -28,7 +28,7 @@ from ..errors import (
     InsecureConnectionError,
 )
 from ._commands import write_packed
-from ._in_band import InBand
+from ._in_band import InBand, has_ended
 from ._pools import attached
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ __all__ = [
     "Renewal",
     "SharedTLS",
     "SignIn",
+    "drop",
     "explained",
     "held_by",
     "keeper_of",
@@ -294,6 +295,8 @@ class _SignedIn:
     async def _ready(self) -> None:
         """Wait for an AUTH in the background, so that nothing unread is handed out."""
         await self.in_band.settled()
+        if has_ended(self):
+            raise redis_exceptions.ConnectionError("the server ended the connection")
         self._refuse_worn_token()
         self._keep()
 
@@ -316,7 +319,23 @@ class _SignedIn:
 
 @contextlib.contextmanager
 def explained(connection: Any) -> Iterator[None]:
-    """Turn what the sign-in of ``connection`` raises into an error for people, without secrets."""
+    """Turn what the sign-in of ``connection`` raises into an error for people, without secrets.
+
+    redis-py closes the connection then, but only if it is an error of its own: otherwise, and if
+    the sign-in is cancelled, it would be kept, and handed out without having been signed in.
+    """
+    try:
+        with _translated(connection):
+            yield
+    except redis_exceptions.RedisError:
+        raise
+    except BaseException:
+        drop(connection)
+        raise
+
+
+@contextlib.contextmanager
+def _translated(connection: Any) -> Iterator[None]:
     try:
         yield
     except redis_exceptions.TimeoutError as exc:
@@ -332,11 +351,21 @@ def explained(connection: Any) -> Iterator[None]:
         raise error from error.__cause__
 
 
+def drop(connection: Any) -> None:
+    """Close at once: over TLS a polite end waits for the peer's."""
+    writer = connection._writer
+    connection._writer = connection._reader = None
+    connection._parser.on_disconnect()
+    if writer is not None:
+        with contextlib.suppress(Exception):
+            writer.transport.abort()
+
+
 def refuse_plaintext_to_others(connection: Any) -> None:
     """Close ``connection``, and raise, where its peer is not this machine."""
     peer = connection._writer.get_extra_info("peername")
     if isinstance(peer, tuple) and not is_loopback(str(peer[0])):
-        connection._writer.transport.abort()
+        drop(connection)
         raise InsecureConnectionError(
             f"the plaintext connection reached {peer[0]}, which is not this machine; it was "
             "closed before the token was sent. Use rediss://"

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import redis.asyncio
 from redis import exceptions as redis_exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from support.pooled import LIFE, Place
-from support.scripted_peer import CUT, HANG, OK
+from support.scripted_peer import CUT, HANG, OK, bulk
 from support.token_fakes import CANARY
 
 from aioentra_redis import (
@@ -305,6 +307,59 @@ async def test_a_lost_connection_is_noticed_by_its_auth_and_replaced_at_checkout
     assert await run(connection, "ECHO", "a") == b"a"
     assert len(client.auth_status()) == 1
     await client.connection_pool.release(connection)
+
+
+async def test_watch_is_not_lost_in_silence_because_of_a_health_check(place: Place):
+    place.peer.script["WATCH"] = lambda *_: OK
+    retry = Retry(NoBackoff(), 3)
+    client = place.client(place.pool(health_check_interval=1, retry=retry))
+    (connection,) = await place.leased(client, 1)
+    await run(connection, "WATCH", "k")
+    place.peer.script["AUTH"] = [[5.0, CUT]]
+    while not place.peer.seen("AUTH"):
+        await asyncio.sleep(0.5)
+    await asyncio.sleep(2)  # a health check is due, and an AUTH is under way
+    with pytest.raises(redis_exceptions.ConnectionError):
+        await connection.send_command("GET", "k")
+    assert place.peer.dials == 1
+    await client.connection_pool.release(connection)
+
+
+@pytest.mark.parametrize("end", [None, ConnectionResetError("reset by peer")])
+async def test_a_connection_that_the_server_ended_is_not_handed_out(
+    place: Place, end: Exception | None
+):
+    client = place.client()
+    (connection,) = await place.idle(client, 1)
+    connection._writer.transport.end(end)
+    await asyncio.sleep(1)
+    place.peer.script["BLPOP"] = [b"*2\r\n" + bulk("k") + bulk("element")]
+    assert await client.blpop("k", 5) in ((b"k", b"element"), [b"k", b"element"])
+    assert place.peer.dials == 2
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_what_was_not_signed_in_is_not_handed_out(
+    place: Place, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+):
+    client = place.client()
+    pool: Any = client.connection_pool
+
+    async def get() -> Any:
+        if not cancelled:
+            raise ConfigurationError("no error of redis-py's")
+        await asyncio.sleep(100)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place.source, "get", get)
+        with pytest.raises((TimeoutError, ConfigurationError)):
+            async with asyncio.timeout(1):
+                await pool.get_connection()
+    await asyncio.sleep(0)
+    assert place.peer.open == []
+    (connection,) = await place.leased(client, 1)
+    assert connection.in_band.signed_in
+    await pool.release(connection)
 
 
 async def test_a_pinned_connection_that_outlives_its_token_says_so(place: Place):

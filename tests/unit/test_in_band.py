@@ -359,7 +359,7 @@ async def test_the_handshake_passes_as_it_is(place: Place):
 
 
 @pytest.mark.parametrize("place", [{"health_check_interval": 10}], indirect=True)
-async def test_the_health_check_comes_before_the_decision(place: Place):
+async def test_a_health_check_where_no_auth_tells_as_much(place: Place):
     await place.run("ECHO", "a")
     await asyncio.sleep(11)
     assert await place.run("ECHO", "b") == b"b"
@@ -367,7 +367,7 @@ async def test_the_health_check_comes_before_the_decision(place: Place):
     await asyncio.sleep(11)
     place.newest = token(2)
     assert await place.run("ECHO", "c") == b"c"
-    assert place.names()[-4:] == ["ECHO", "AUTH", "PING", "ECHO"]
+    assert place.names()[-3:] == ["ECHO", "AUTH", "ECHO"]  # an answer is as good as a PING's
 
 
 @pytest.mark.parametrize("place", [{"health_check_interval": 10}], indirect=True)
