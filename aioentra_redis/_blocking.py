@@ -10,6 +10,7 @@ possible. Without a newer token the wait goes on to just before the expiry and t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import math
@@ -22,6 +23,7 @@ from redis import exceptions as redis_exceptions
 from ._multiplex._routing import command_words, is_read_only
 from ._redis_py import EMPTY_RESPONSE, NEVER_DECODE, held_by
 from ._schedule import wait_slice
+from ._traffic import Mode
 from .errors import MaybeExecutedError, TokenExpiredError
 
 __all__ = ["Wait", "arrived", "keeping_reply", "wait_of", "wait_on"]
@@ -31,7 +33,19 @@ logger = logging.getLogger("aioentra_redis.dedicated")
 READ_MARGIN: Final = 5.0
 """Seconds that the answer may come after its time, where ``socket_timeout`` does not say."""
 
+EARLY: Final = 0.01
+EARLY_FRACTION: Final = 0.001
+"""Seconds, and the fraction of a slice, that clocks may differ by: a slice that is over sooner was
+ended by somebody (CLIENT UNBLOCK), and so is the wait."""
+
 SECONDS, MILLISECONDS = 1, 1000
+
+_NOT_EXECUTED: Final = (
+    # Replies, although redis-py derives them from its ConnectionError.
+    redis_exceptions.AuthenticationError,
+    redis_exceptions.AuthorizationError,
+    redis_exceptions.BusyLoadingError,
+)
 
 _TIMEOUTS: Final[dict[str, tuple[int, int]]] = {
     "BLPOP": (-1, SECONDS),
@@ -119,24 +133,24 @@ async def wait_on(connection: Any, wait: Wait, options: dict[str, Any]) -> Any:
     expire under it. Cancelling it closes the connection: what was popped meanwhile is lost.
     """
     loop = asyncio.get_running_loop()
-    end = loop.time() + wait.seconds if wait.seconds else math.inf
     share = random.random()
-    pinned = False
+    whole = wait.seconds or math.inf
+    piece = await _next_slice(connection, share)
+    if whole <= piece:  # there is one slice: the user's own words
+        return await _answer(connection, wait.words, whole, options)
+    end = loop.time() + whole
+    wait = wait._replace(words=await _pinned(connection, wait.words))
     while True:
         piece = await _next_slice(connection, share)
-        left = max(0.0, end - loop.time())
-        last = left <= piece
-        if not (last or pinned):
-            wait = wait._replace(words=await _pinned(connection, wait.words))
-            pinned = True
-            continue  # that took time
-        words = wait.words
-        if not last or left < wait.seconds:  # else the user's own words: there is one slice
-            seconds = min(left, piece)
-            words = words if seconds == math.inf else wait.for_seconds(seconds)
-        reply = await _answer(connection, words, min(left, piece), options)
-        if reply is not None or last:
+        started = loop.time()
+        left = max(0.0, end - started)
+        seconds = min(left, piece)
+        words = wait.words if seconds == math.inf else wait.for_seconds(seconds)
+        reply = await _answer(connection, words, seconds, options)
+        if reply is not None or left <= piece:
             return reply
+        if loop.time() - started < seconds * (1 - EARLY_FRACTION) - EARLY:
+            return None
 
 
 async def _next_slice(connection: Any, share: float) -> float:
@@ -147,6 +161,8 @@ async def _next_slice(connection: Any, share: float) -> float:
     if not connection.is_connected and connection.in_band.lost is None:
         await connection.connect()
     await connection.in_band.catch_up()
+    if connection.in_band.traffic.mode is not Mode.COMMANDS:
+        return math.inf  # between MULTI and EXEC nothing blocks, and nothing else may be sent
     held = held_by(connection) or held
     token, source = held
     piece = wait_slice(token, source.now(), share)
@@ -177,6 +193,8 @@ async def _answer(
         if EMPTY_RESPONSE in options:
             return options[EMPTY_RESPONSE]
         raise
+    except _NOT_EXECUTED:
+        raise
     except (redis_exceptions.ConnectionError, redis_exceptions.TimeoutError) as exc:
         sent = sent or (in_band is not None and in_band.traffic.owed > 0)
         name = command_words(words)
@@ -194,7 +212,9 @@ async def _answer(
 async def _pinned(connection: Any, words: tuple[Any, ...]) -> tuple[Any, ...]:
     """XREAD with the IDs that ``$`` stands for: between two slices it would stand for others.
 
-    Asked of all streams in one transaction; where that is denied, ``$`` remains.
+    They are those of the last entries, and "0-0" for a stream without any: XREVRANGE, unlike XINFO,
+    takes no more rights than XREAD. Not in a transaction, whose EXEC would end the owner's WATCH.
+    What can't be told, which XREAD will say, keeps its ``$``.
     """
     if words[0].upper() != "XREAD":
         return words
@@ -205,25 +225,12 @@ async def _pinned(connection: Any, words: tuple[Any, ...]) -> tuple[Any, ...]:
     asked = [number for number, each in enumerate(ids) if each in ("$", b"$")]
     if not asked:
         return words
-    questions = [("XINFO", "STREAM", keys[number]) for number in asked]
-    commands = [("MULTI",), *questions, ("EXEC",)]
+    commands = [("XREVRANGE", keys[number], "+", "-", "COUNT", 1) for number in asked]
     await connection.send_packed_command(connection.pack_commands(commands))
-    answers: Any = None
-    for _ in commands:
-        try:
-            answers = await connection.read_response(disable_decoding=True)
-        except redis_exceptions.ResponseError as exc:
-            answers = exc
-    if not isinstance(answers, list):
-        return words
-    for number, answer in zip(asked, answers, strict=False):
-        if isinstance(answer, redis_exceptions.ResponseError):
-            if "no such key" in str(answer):
-                ids[number] = "0-0"
-            continue
-        if isinstance(answer, list):
-            answer = dict(zip(answer[::2], answer[1::2], strict=False))
-        ids[number] = answer[b"last-generated-id"]
+    for number in asked:
+        with contextlib.suppress(redis_exceptions.ResponseError):
+            entries = await connection.read_response(disable_decoding=True)
+            ids[number] = entries[0][0] if entries else "0-0"
     return (*words[: first + half], *ids)
 
 

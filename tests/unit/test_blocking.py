@@ -12,7 +12,7 @@ from redis import exceptions as redis_exceptions
 from support.pooled import LIFE, Place
 from support.scripted_peer import CUT, HANG, OK, bulk
 
-from aioentra_redis._blocking import wait_of
+from aioentra_redis._blocking import wait_of, wait_on
 from aioentra_redis._schedule import reauth_deadline, wait_slice
 from aioentra_redis.errors import MaybeExecutedError, TokenExpiredError
 
@@ -219,21 +219,67 @@ async def test_what_the_server_finds_wrong_it_says_itself(place: Place):
 
 @pytest.mark.looptime
 async def test_dollar_is_pinned_once(place: Place):
+    entry = b"*1\r\n*2\r\n" + bulk("5-1") + b"*2\r\n" + bulk("f") + bulk("v")
+    last = {b"a": entry, b"c": b"*0\r\n", b"d": b"-NOPERM no\r\n"}
     place.peer.script.update(
-        MULTI=lambda *_: OK,
-        XINFO=lambda *_: b"+QUEUED\r\n",
-        EXEC=lambda *_: (
-            b"*2\r\n%1\r\n" + bulk("last-generated-id") + bulk("5-1") + b"-ERR no such key\r\n"
-        ),
+        XREVRANGE=lambda *words: last[words[1]],
         XREAD=lambda *words: [float(words[2]) / 1000, NULL],
     )
     client = place.client()
-    await client.xread({"a": "$", "b": "7-0", "c": "$"}, block=120_000)
-    assert len(place.peer.seen("EXEC")) == 1
+    await client.xread({"a": "$", "b": "7-0", "c": "$", "d": "$"}, block=120_000)
+    assert len(place.peer.seen("XREVRANGE")) == 3
     reads = place.peer.seen("XREAD")
     assert len(reads) > 1
     assert {tuple(words[3:]) for words in reads} == {
-        (b"STREAMS", b"a", b"b", b"c", b"5-1", b"7-0", b"0-0")
+        (b"STREAMS", b"a", b"b", b"c", b"d", b"5-1", b"7-0", b"0-0", b"$")
     }
     await client.xread({"a": "$"}, block=1)
-    assert len(place.peer.seen("EXEC")) == 1
+    assert len(place.peer.seen("XREVRANGE")) == 3
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("timeout", [200, 0])
+async def test_who_is_unblocked_gets_nothing_and_waits_no_longer(place: Place, timeout: float):
+    place.peer.script["BLPOP"] = [[3.0, NULL]]
+    client = place.client()
+    started = now()
+    assert await client.blpop("k", timeout) is None
+    assert now() - started == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.looptime
+async def test_between_multi_and_exec_a_wait_is_one_word_among_others(place: Place):
+    place.peer.script.update(
+        MULTI=lambda *_: OK,
+        XREAD=lambda *_: b"+QUEUED\r\n",
+        BLPOP=lambda *_: b"+QUEUED\r\n",
+        EXEC=lambda *_: b"*2\r\n_\r\n_\r\n",
+    )
+    async with place.client().client() as one:
+        one.response_callbacks["XREAD"] = lambda reply, **_: reply  # redis-py's wants entries
+        await one.execute_command("MULTI")
+        assert await one.execute_command("XREAD", "BLOCK", 0, "STREAMS", "s", "$") == b"QUEUED"
+        assert await one.execute_command("BLPOP", "k", 900) == b"QUEUED"
+        assert await one.execute_command("EXEC") == [None, None]
+    names = [words[0] for words in place.peer.commands[-4:]]
+    assert names == [b"MULTI", b"XREAD", b"BLPOP", b"EXEC"]
+    assert place.peer.seen("BLPOP")[0][-1] == b"900"
+
+
+async def test_a_wait_that_is_not_cut_goes_out_in_the_users_own_words():
+    sent: list[Any] = []
+
+    class Connection:
+        credential_provider = None
+        socket_timeout = None
+
+        async def send_command(self, *words: Any) -> None:
+            sent.append(words)
+
+        async def read_response(self, **_: Any) -> None:
+            return None
+
+    wait = wait_of(("BLPOP", "k", 5))
+    assert wait is not None
+    await wait_on(Connection(), wait, {})
+    assert sent == [("BLPOP", "k", 5)]  # in real time, of which a little has passed

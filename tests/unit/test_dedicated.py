@@ -315,10 +315,8 @@ async def test_watch_is_not_lost_in_silence_because_of_a_health_check(place: Pla
     client = place.client(place.pool(health_check_interval=1, retry=retry))
     (connection,) = await place.leased(client, 1)
     await run(connection, "WATCH", "k")
-    place.peer.script["AUTH"] = [[5.0, CUT]]
-    while not place.peer.seen("AUTH"):
-        await asyncio.sleep(0.5)
-    await asyncio.sleep(2)  # a health check is due, and an AUTH is under way
+    place.peer.script["AUTH"] = [[14.0, CUT]]
+    await asyncio.sleep(SENT)  # a health check is due, and an AUTH is under way
     with pytest.raises(redis_exceptions.ConnectionError):
         await connection.send_command("GET", "k")
     assert place.peer.dials == 1
