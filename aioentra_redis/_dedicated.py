@@ -25,10 +25,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as redis_exceptions
 
-from ._events import ConnectionClosed, ConnectionOpened, ConnectionStatus, EventHub
+from ._events import (
+    ConnectionClosed,
+    ConnectionOpened,
+    ConnectionState,
+    ConnectionStatus,
+    EventHub,
+    Reauthenticated,
+)
 from ._multiplex._reauth import Ledger, Reauthenticator, report_failure
 from ._redis_py import keeper_of, lend_last, let_go_of, signs_in_with
-from ._schedule import IDLE_PING
+from ._schedule import IDLE_PING, reauth_deadline
 from .errors import ConnectionLostError
 
 if TYPE_CHECKING:
@@ -96,6 +103,7 @@ class DedicatedConnection:
         self.pending: Token | None = None
         self.task: asyncio.Task[None] | None = None
         self._answer: asyncio.Future[Any] | None = None
+        self._refused = 0
         self._job: asyncio.Task[None] | None = None
 
     # -- for the re-authentication task ----------------------------------------------------------
@@ -129,11 +137,32 @@ class DedicatedConnection:
         if connection.in_band.idle:
             self._job = self._keeper.start(self._in_background(), f"background-{self.name}")
 
+    def due(self) -> Token | None:
+        """The token that is to go in front of the owner's next command.
+
+        Past the deadline the newest one is, whether or not the task has had its turn: a blocking
+        command would keep it from that until the expiry.
+        """
+        held, newest = self.ledger.token, self._keeper.source.current
+        if self.pending is not None or held is None or newest is None:
+            return self.pending
+        if newest.version <= max(held.version, self._refused):
+            return None
+        if self.ledger.state is not ConnectionState.AUTHENTICATED:
+            return None  # it was tried, and is tried again when its time comes
+        return newest if self._keeper.source.now() >= reauth_deadline(held) else None
+
     def learned(self, token: Token, error: Exception | None) -> None:
         """The server has answered AUTH with ``token``."""
-        if token is self.pending:
-            connection = self._connection()
-            self._resolve(error, connection.in_band.auth_seconds if connection else 0.0)
+        connection = self._connection()
+        seconds = connection.in_band.auth_seconds if connection is not None else 0.0
+        if self.pending is not None and self.pending.version == token.version:
+            self._resolve(error, seconds)
+        elif error is not None:
+            self._refused = token.version  # the task finds out for itself, and what to do then
+        elif not self.closed:
+            self.ledger.accepted(token, now=self._keeper.source.now(), latency=seconds)
+            self._keeper.hub.emit(Reauthenticated(self.name, self.host, token.version, seconds))
 
     def ended(self) -> None:
         """The connection was closed, by whomever, or somebody else keeps it from now on."""
@@ -215,7 +244,7 @@ class DedicatedConnections:
     ) -> None:
         self.hub = hub
         self._pool = weakref.ref(pool)
-        self._source = source
+        self.source = source
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: dict[DedicatedConnection, None] = {}
         self._own: set[asyncio.Task[None]] = set()
@@ -229,7 +258,7 @@ class DedicatedConnections:
             return None
         self._loop = asyncio.get_running_loop()
         kept = DedicatedConnection(self, connection)
-        reauthenticator = Reauthenticator(kept, self._source, replace=None, hub=self.hub)
+        reauthenticator = Reauthenticator(kept, self.source, replace=None, hub=self.hub)
         kept.task = self.start(reauthenticator.run(), f"reauth-{kept.name}")
         self._connections[kept] = None
         version = connection.credential_provider.token.version

@@ -267,6 +267,7 @@ class Reauthenticator:
             # left until Microsoft's three minutes before the expiry of the token it holds.
             await asyncio.sleep(reauth_delay(held, self._source.now()))
         token = self._source.current  # the newest by now
+        held = self._ledger.token or held  # the owner's next command may have taken it along
         if token is None or token.version <= held.version or self._ended:
             return
         way = self._only or rotation_for(self._ledger.last_auth_latency)

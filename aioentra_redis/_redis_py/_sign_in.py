@@ -60,6 +60,9 @@ class Renewal(Protocol):
     pending: Token | None
     """The token that the connection should be given as soon as it is quiet."""
 
+    def due(self) -> Token | None:
+        """The token that is to go in front of the owner's next command."""
+
     def learned(self, token: Token, error: Exception | None) -> None:
         """The server has accepted ``token``, or refused it with ``error``."""
 
@@ -242,7 +245,7 @@ class _SignedIn:
                 renewal.quiet()
 
     def _due(self) -> Token | None:
-        return self.renewal.pending if self.renewal is not None else None
+        return self.renewal.due() if self.renewal is not None else None
 
     def _learned(self, token: Token, error: Exception | None) -> None:
         if error is None:

@@ -12,7 +12,9 @@ from redis import exceptions as redis_exceptions
 from support.pooled import LIFE, Place
 from support.scripted_peer import CUT, HANG, OK, bulk
 
+from aioentra_redis import ConnectionState, Reauthenticated, _schedule
 from aioentra_redis._blocking import wait_of, wait_on
+from aioentra_redis._multiplex import _reauth
 from aioentra_redis._schedule import reauth_deadline, wait_slice
 from aioentra_redis.errors import MaybeExecutedError, TokenExpiredError
 
@@ -283,3 +285,42 @@ async def test_a_wait_that_is_not_cut_goes_out_in_the_users_own_words():
     assert wait is not None
     await wait_on(Connection(), wait, {})
     assert sent == [("BLPOP", "k", 5)]  # in real time, of which a little has passed
+
+
+@pytest.mark.looptime
+async def test_after_a_suspension_the_newer_token_goes_in_front(place: Place, monkeypatch):
+    monkeypatch.setattr(_schedule, "_random", lambda: 1.0)  # AUTH would come at 60 s
+    monkeypatch.setattr(_reauth, "reauth_delay", lambda held, now: 10.0)
+    place.peer.script["BLPOP"] = [b"*2\r\n" + bulk("k") + bulk("element")]
+    client = place.client()
+    async with client.client() as owner:
+        await owner.echo("a")
+        await asyncio.sleep(51)
+        assert place.source.current.version == 2
+        assert place.peer.seen("AUTH") == []
+        place.clock.step(48.5)  # to just before the expiry of the token that is held
+        assert await owner.blpop("k", 1) in ((b"k", b"element"), [b"k", b"element"])
+        (row,) = [each for each in client.auth_status() if each.connection.startswith("dedicated")]
+        assert (row.token_version, row.reauthentications) == (2, 1)
+        await asyncio.sleep(15)  # the task's own turn comes and finds it done
+        assert len(place.peer.seen("AUTH")) == 1
+    assert len(place.of(Reauthenticated)) == 1
+
+
+@pytest.mark.looptime
+async def test_a_refusal_in_front_of_a_command_is_tried_again_by_the_task_only(
+    place: Place, monkeypatch
+):
+    monkeypatch.setattr(_reauth, "reauth_delay", lambda held, now: 10.0)
+    place.peer.script["AUTH"] = [b"-WRONGPASS invalid username-password pair\r\n"] * 9
+    client = place.client()
+    async with client.client() as owner:
+        await owner.echo("a")
+        await asyncio.sleep(51)
+        place.clock.step(25)  # past the deadline of the token that is held
+        for _ in range(5):
+            assert await owner.echo("b") == b"b"
+        assert len(place.peer.seen("AUTH")) == 1
+        await asyncio.sleep(9.5)
+        assert len(place.peer.seen("AUTH")) == 2
+        assert [row.state for row in client.auth_status()] == [ConnectionState.STALE]
