@@ -21,7 +21,7 @@ from ._held import HeldConnection
 from ._multiplex._connection import MultiplexedConnection
 from ._multiplex._routing import Route, command_words, remedy, route
 from ._plans import FINAL, Callbacks, Plan, awaited, plan_for
-from ._recovery import answered, is_to_recover_from, sent_elsewhere
+from ._recovery import answered, is_to_recover_from, outlasting_outages, sent_elsewhere
 from ._redis_py import (
     EMPTY_RESPONSE,
     NEVER_DECODE,
@@ -164,7 +164,11 @@ class Commands(Redis):
                 return await self._submit_again(None, plan, args, options)
             return await record.around(self._submit_again(None, plan, args, options, record))
         if where is Route.DEDICATED:
-            return await self._on_a_connection_of_its_own(args, options)
+            if wait_of(args) is None:
+                return await self._on_a_connection_of_its_own(args, options)
+            return await outlasting_outages(
+                multiplexed, lambda: self._on_a_connection_of_its_own(args, dict(options))
+            )
         if where is Route.LAST:
             return await run_last_command(self, args, options)
         words = command_words(args)

@@ -15,13 +15,22 @@ from redis import exceptions as redis_exceptions
 
 from ._multiplex._connection import MultiplexedConnection
 from ._multiplex._session import Session
-from ._redis_py import retry_delays
-from .errors import ClusterModeError, ConnectionLostError, MaybeExecutedError
+from ._redis_py import is_exhausted, retry_delays
+from .errors import (
+    ClusterModeError,
+    ConnectError,
+    ConnectionLostError,
+    MaybeExecutedError,
+)
 
-__all__ = ["answered", "is_to_recover_from", "sent_elsewhere"]
+__all__ = ["answered", "is_to_recover_from", "outlasting_outages", "sent_elsewhere"]
 
 LOADING_DELAY: Final = 0.1
 """Seconds until a command is tried again that a server refused because it is loading its data."""
+
+LOSS_DELAY: Final = 0.1
+"""Seconds until a wait is tried again whose connection was lost: the shared one may be about to be,
+too, and that is the one which knows when the server is back."""
 
 
 def is_to_recover_from(error: BaseException) -> bool:
@@ -91,6 +100,45 @@ async def answered(
             raise
         except (ConnectionLostError, redis_exceptions.BusyLoadingError) as exc:
             failure = exc
+
+
+async def outlasting_outages(
+    multiplexed: MultiplexedConnection, attempt: Callable[[], Awaitable[Any]]
+) -> Any:
+    """The outcome of ``attempt``, a blocking command on a connection of its own.
+
+    Made again after an outage where that repeats nothing, as a command on the shared connection
+    is, whose return it waits for; a program that waits in a loop would else spin meanwhile. No
+    attempt begins later than ``recovery_timeout`` after the first failure. Raises what the last
+    attempt raised, or what ``MultiplexedConnection.start`` raises; ``MaybeExecutedError``, a
+    refused sign-in and a pool without room at once.
+    """
+    deadline = None
+    while True:
+        try:
+            return await attempt()
+        except (redis_exceptions.ConnectionError, redis_exceptions.TimeoutError) as exc:
+            now = asyncio.get_running_loop().time()
+            deadline = deadline or now + multiplexed.recovery_timeout
+            if now >= deadline or not _repeats_nothing(exc):
+                raise
+            await asyncio.sleep(LOSS_DELAY)
+            others = (ConnectError, redis_exceptions.TimeoutError)
+            if multiplexed.session is not None and isinstance(exc, others):
+                raise  # the server is there: this was not about an outage
+        await multiplexed.start()
+
+
+def _repeats_nothing(error: Exception) -> bool:
+    """Whether a blocking command that ended like this may be sent again."""
+    if isinstance(error, redis_exceptions.BusyLoadingError):
+        return True
+    final = (
+        MaybeExecutedError,
+        redis_exceptions.AuthenticationError,
+        redis_exceptions.AuthorizationError,
+    )
+    return not (isinstance(error, final) or is_exhausted(error))
 
 
 def maybe_executed(name: str, failure: redis_exceptions.RedisError) -> MaybeExecutedError:

@@ -9,6 +9,7 @@ import redis.asyncio
 from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import MaxConnectionsError
 
 from ..errors import ConfigurationError
 from ._capabilities import has
@@ -24,6 +25,7 @@ __all__ = [
     "default_to_resp3",
     "detach",
     "follows_a_master",
+    "is_exhausted",
     "lend_last",
     "limit_connections",
     "names_its_host",
@@ -200,6 +202,17 @@ def limit_connections(kwargs: dict[str, Any], limit: int | None) -> None:
             f"max_dedicated_connections= is a number of connections, 1 or more, not {limit!r}"
         )
     kwargs["max_connections"] = limit
+
+
+def is_exhausted(error: Exception) -> bool:
+    """Whether that is what a pool says which has no connection to spare.
+
+    From redis-py 7 on the one that does not wait has a class of its own for it.
+    """
+    return isinstance(error, MaxConnectionsError) or str(error) in (
+        "Too many connections",
+        "No connection available.",
+    )
 
 
 def lend_last(pool: redis.asyncio.ConnectionPool, connection: object) -> None:

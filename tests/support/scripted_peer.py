@@ -328,7 +328,7 @@ class Wire(asyncio.Transport):
         self.end()
 
     def is_closing(self) -> bool:
-        return self.closing
+        return self.closing or self._ended
 
     def is_reading(self) -> bool:
         return self.reading and not self.closing

@@ -250,6 +250,74 @@ async def test_who_is_unblocked_gets_nothing_and_waits_no_longer(place: Place, t
 
 
 @pytest.mark.looptime
+async def test_a_wait_outlasts_an_outage_as_any_command_does(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    place.peer.script["BLPOP"] = [b"*2\r\n" + bulk("k") + bulk("element")]
+    client = place.client()
+    await place.idle(client, 1)
+    await client.get("k")
+    attempts = 0
+
+    async def refused(_: Any) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise ConnectionRefusedError(111, "Connect call failed")
+
+    with monkeypatch.context() as down:
+        down.setattr(client.connection_pool.connection_class.__mro__[2], "_connect", refused)
+        place.peer.cut()
+        popped = asyncio.create_task(client.blpop("k", 5))
+        await asyncio.sleep(3)
+        assert not popped.done()
+    assert await popped in ((b"k", b"element"), [b"k", b"element"])
+    assert attempts < 12
+
+
+@pytest.mark.looptime
+async def test_a_wait_outlasts_no_longer_than_the_recovery_timeout(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    client = place.client(recovery_timeout=10)
+    await client.get("k")
+
+    async def refused(_: Any) -> None:
+        raise ConnectionRefusedError(111, "Connect call failed")
+
+    with monkeypatch.context() as down:
+        down.setattr(client.connection_pool.connection_class.__mro__[2], "_connect", refused)
+        place.peer.cut()
+        started = now()
+        with pytest.raises(redis_exceptions.ConnectionError, match="recovery_timeout"):
+            await client.blpop("k", 5)
+        assert now() - started == pytest.approx(10, abs=0.5)
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("command", ["BLPOP", "XREAD"])
+async def test_a_wait_that_was_not_executed_or_only_reads_is_sent_again(place: Place, command: str):
+    lost = [CUT] if command == "XREAD" else [b"-LOADING Redis is loading\r\n"]
+    place.peer.script[command] = [lost, lost, NULL]
+    client = place.client()
+    if command == "XREAD":
+        await client.xread({"s": 0}, block=5000)
+    else:
+        await client.blpop("k", 5)
+    assert len(place.peer.seen(command)) == 3
+
+
+@pytest.mark.looptime
+async def test_a_pool_without_room_says_so_at_once(place: Place):
+    client = place.client(place.pool(max_connections=1))
+    (connection,) = await place.leased(client, 1)
+    started = now()
+    with pytest.raises(redis_exceptions.ConnectionError, match="Too many connections"):
+        await client.blpop("k", 5)
+    assert now() - started < 0.05
+    await client.connection_pool.release(connection)
+
+
+@pytest.mark.looptime
 async def test_between_multi_and_exec_a_wait_is_one_word_among_others(place: Place):
     place.peer.script.update(
         MULTI=lambda *_: OK,
