@@ -43,7 +43,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, prog="differential")
     parser.add_argument("--commands", type=int, default=110_000, help="how many at least, in all")
     parser.add_argument("--seed", type=int, default=1, help="another one makes other programs")
-    parser.add_argument("--rotate", type=float, default=0.1, help="seconds from token to token")
+    parser.add_argument("--rotate", type=float, default=0.4, help="seconds from token to token")
     parser.add_argument("--on", default="valkey,emulator", help="which servers, by comma")
     parser.add_argument("--shrink", action="store_true", help="look for the simplest program")
     return parser.parse_args()

@@ -57,8 +57,9 @@ class Tally:
 class Contest:
     """Clients of every variant, kept open from program to program while tokens rotate.
 
-    ``rotate`` is the time from one token to the next, in seconds. Enter it on the loop that is to
-    run the programs.
+    ``rotate`` is the time from one token to the next, in seconds; they are taken to end after
+    twice that, so an event loop that is busy for so long sees one expire. Enter it on the loop that
+    is to run the programs.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Contest:
         peer: Peer,
         *,
         client_class: type[EntraRedis] = EntraRedis,
-        rotate: float = 0.1,
+        rotate: float = 0.4,
     ) -> None:
         self.tally = Tally()
         self._oracle = oracle
