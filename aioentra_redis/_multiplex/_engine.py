@@ -11,6 +11,7 @@ Rules that keep the queues in step with the server, whatever callers do:
   or, where several commands are submitted together, one for each of them;
 - a caller that goes away leaves its place behind if its bytes were written, so that the reply
   meets a finished waiter and is dropped; if they were not written the place is removed;
+- an attribute (RESP3) is no reply, though hiredis returns it as one;
 - a reply without a place among the written, or bytes that are not RESP, end the connection;
 - when the connection ends, every waiter gets an exception of its own, which says whether the
   bytes of its command had been written.
@@ -26,6 +27,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 
 from ..errors import CommandTimeoutError, ConnectionLostError
+from ._attributes import Attributes
 
 __all__ = ["Engine", "Packed", "Patient", "ProtocolViolation", "Raw", "Reader", "Waiter"]
 
@@ -46,6 +48,7 @@ class Reader(Protocol):
 
     def feed(self, data: bytes, /) -> None: ...
     def gets(self, decode: bool = True, /) -> Any: ...
+    def has_data(self) -> bool: ...
 
 
 class ProtocolViolation(Exception):
@@ -128,6 +131,7 @@ class Engine:
     """
 
     __slots__ = (
+        "_attributes",
         "_not_enough",
         "_on_push",
         "_push_type",
@@ -156,6 +160,7 @@ class Engine:
         self._unwritten: list[Packed] = []
         self._unwritten_waiters: list[Waiter] = []
         self._raw = 0
+        self._attributes = Attributes()
         # Positions count the places of all time. When it was is kept per write, not per command:
         # the hot path reads no clock.
         self._written_total = 0
@@ -246,14 +251,17 @@ class Engine:
         the offending bytes have been delivered.
         """
         reader = self._reader
-        gets = reader.gets
+        gets, has_data = reader.gets, reader.has_data
         queue = self._queue
         popleft = queue.popleft
         not_enough, push_type = self._not_enough, self._push_type
         raw = self._raw
+        attributes = self._attributes
+        kept = attributes.kept
         try:
             reader.feed(data)
-            while True:
+            marks = attributes.look(data) if kept or b"|" in data else None
+            while has_data():
                 try:
                     # The decode flag acts in the middle of a reply too, so it is taken from the
                     # head of the queue each time.
@@ -261,7 +269,10 @@ class Engine:
                 except UnicodeDecodeError as exc:
                     reply = exc  # hiredis has consumed this one reply: only its caller fails
                 if reply is not_enough:
+                    attributes.unfinished(data)
                     return
+                if marks and marks.popleft():
+                    continue  # an attribute of the reply behind it
                 if reply.__class__ is push_type:  # before anything else: it subclasses list
                     self._on_push(reply)
                     raw = self._raw  # a handler may have queued commands
@@ -275,6 +286,8 @@ class Engine:
                     waiter.set_exception(reply)
                 else:
                     waiter.set_result(reply)
+            if kept and data:
+                attributes.finished()
         except IndexError:
             shown = str(reply) if isinstance(reply, Exception) else repr(reply)
             text = f"a reply that nobody asked for: {shown:.120}"

@@ -18,7 +18,8 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
     for level in (
         "errors",
         "_events _lifecycle _redaction _threads",
-        "_token _schedule _broadcast _options _traffic _multiplex._engine _multiplex._routing",
+        "_token _schedule _broadcast _options _traffic",
+        "_multiplex._attributes _multiplex._engine _multiplex._routing",
         "_entra_errors _diagnosis",
         "_acquirer _news",
         "_credentials _refresher",
