@@ -286,6 +286,21 @@ class EntraRedis(Commands):
         self._check_open()
         return super().client()
 
+    def __copy__(self) -> Self:
+        """Another client of the same pool and token source, which are the original's to close."""
+        clone = type(self).__new__(type(self))
+        clone.__dict__.update(self.__dict__)
+        clone._plans = {}
+        clone.response_callbacks = self._callbacks
+        clone._subscribers = SubscriberPool()
+        clone._owned_source = clone._closing = clone._on_event = None
+        clone._stop_listening = []
+        clone.auto_close_connection_pool = False
+        clone.connection = None
+        if clone._multiplexed is not None and not clone._closed:
+            clone._multiplexed.hold()
+        return clone
+
     def auth_status(self) -> list[ConnectionStatus]:
         """The ledger: for each connection its token's version and expiry, state and last AUTH."""
         owners = (self._multiplexed, self._subscribers, self._dedicated)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import gc
 from collections.abc import AsyncIterator
 from typing import Any
@@ -351,3 +352,37 @@ async def test_a_users_route_is_followed():
         await client.aclose()
     with pytest.raises(ConfigurationError, match="routes="):
         EntraRedis.from_url("redis://localhost", routes={"BLPOP": "shared"})
+
+
+async def test_a_copy_has_a_share_of_its_own_and_takes_nothing_along():
+    async with served() as peer:
+        heard: list[Any] = []
+        client = EntraRedis(host="127.0.0.1", port=peer.port, on_event=heard.append)
+        client.set_response_callback("ECHO", lambda reply: ["first", reply])
+        await client.ping()
+        clone = copy.copy(client)
+        await works(clone)
+        clone.set_response_callback("ECHO", lambda reply: ["second", reply])
+        assert await clone.echo("a") == ["second", b"a"]
+        assert await client.echo("a") == ["first", b"a"]
+        assert [type(event) for event in heard].count(ConnectionOpened) == 1
+        del clone
+        gc.collect()
+        await asyncio.sleep(0)
+        await works(client)
+        clone = copy.copy(client)
+        await client.aclose()
+        assert await clone.ping(), "it still has its share"
+        await clone.aclose()
+
+
+async def test_a_copy_may_be_closed_before_its_original():
+    clock = Clock()
+    async with served() as peer:
+        client = EntraRedis(
+            host="127.0.0.1", port=peer.port, protocol=3, credential=Credential(clock)
+        )
+        await client.ping()
+        await copy.copy(client).aclose()
+        await works(client)
+        await client.aclose()
