@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import pytest
-from support.signing_in import client_of, secret_source
+from support.signing_in import client_of, secret_source, until
 
 from aioentra_redis.emulator import Emulator
 from aioentra_redis.errors import ConnectionLostError
@@ -143,3 +143,45 @@ async def test_a_monitor_ends_with_its_token_and_says_so(entra_emulator: Emulato
         async with redis.monitor() as monitor:
             asyncio.get_running_loop().call_later(0.1, asyncio.ensure_future, redis.get("k"))
             assert "GET" in (await monitor.next_command())["command"]
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_a_wait_can_be_unblocked_and_leaves_watch_alone(
+    entra_emulator: Emulator, protocol: int
+) -> None:
+    await entra_emulator.configure(token_lifetime=2)
+    async with (
+        secret_source(entra_emulator) as source,
+        client_of(entra_emulator, source, protocol=protocol) as redis,
+        redis.client() as one,
+    ):
+        number = await one.client_id()
+        await one.execute_command("WATCH", "watched")
+        await redis.xadd("s", {"n": 1})
+        waiting = asyncio.create_task(one.xread({"s": "$", "none": "$"}, block=0))
+        await asyncio.sleep(2.5)  # in slices, whose IDs are pinned
+        await redis.set("watched", 1)
+        assert await redis.client_unblock(number)
+        async with asyncio.timeout(1):
+            assert not await waiting
+        await one.execute_command("MULTI")
+        await one.execute_command("PING")
+        assert await one.execute_command("EXEC") is None  # the key had been changed
+
+
+async def test_consumers_outlast_a_restart(entra_emulator: Emulator) -> None:
+    async with (
+        secret_source(entra_emulator) as source,
+        client_of(entra_emulator, source) as redis,
+    ):
+        reads = asyncio.create_task(redis.xread({"s": "0"}, block=0))
+        await asyncio.sleep(0.2)
+        restart = asyncio.create_task(entra_emulator.restart_server(downtime=1))
+        await until(lambda: redis.auth_status() == [])
+        pops = asyncio.create_task(redis.blpop("k", 0))
+        await restart
+        await redis.rpush("k", "element")
+        await redis.xadd("s", {"n": 1})
+        async with asyncio.timeout(5):
+            assert (await pops)[1] == b"element"
+            assert await reads
