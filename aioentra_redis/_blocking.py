@@ -179,7 +179,7 @@ async def _answer(
     connection: Any, words: tuple[Any, ...], seconds: float, options: dict[str, Any]
 ) -> Any:
     """One slice: the reply to ``words``, None for its lack, within ``seconds`` and a margin."""
-    usual = connection.socket_timeout
+    usual = getattr(connection, "socket_timeout", None)  # a stand-in may know of none
     patient = None if seconds == math.inf else seconds + (usual or READ_MARGIN)
     in_band = getattr(connection, "in_band", None)
     sent = in_band is None
@@ -205,7 +205,7 @@ async def _answer(
             f"may be lost ({exc}). BLMOVE to a list of your own, or a stream with a group, keep it"
         ) from exc
     finally:
-        if connection.socket_timeout == patient:
+        if getattr(connection, "socket_timeout", None) == patient:
             connection.socket_timeout = usual
 
 

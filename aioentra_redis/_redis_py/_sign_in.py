@@ -430,7 +430,7 @@ def keeper_of(pool: redis.asyncio.ConnectionPool, make: Callable[[], K]) -> K:
 
 def held_by(connection: Any) -> tuple[Token, TokenSource] | None:
     """The token that a connection of a pool is signed in with, and where newer ones come from."""
-    sign_in = connection.credential_provider
+    sign_in = getattr(connection, "credential_provider", None)  # not every stand-in has one
     if not isinstance(sign_in, SignIn) or sign_in.token is None:
         return None
     return sign_in.token, sign_in.source

@@ -339,10 +339,7 @@ async def test_between_multi_and_exec_a_wait_is_one_word_among_others(place: Pla
 async def test_a_wait_that_is_not_cut_goes_out_in_the_users_own_words():
     sent: list[Any] = []
 
-    class Connection:
-        credential_provider = None
-        socket_timeout = None
-
+    class Connection:  # all that a pool of the user's own making must lend
         async def send_command(self, *words: Any) -> None:
             sent.append(words)
 
