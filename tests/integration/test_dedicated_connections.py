@@ -14,7 +14,7 @@ from aioentra_redis.errors import ConnectionLostError
 
 pytestmark = pytest.mark.emulator
 
-FEW, MANY = 400, 10_000
+FEW, MANY = 120, 10_000
 
 
 async def produce(redis: Any, kind: str, count: int) -> None:
