@@ -199,6 +199,14 @@ class InBand:
         """How the connection ended under a command of ours, until the owner has been told."""
         return self._lost
 
+    @property
+    def undisturbed(self) -> asyncio.Lock:
+        """To be held by what reads the connection in another way than ``read``: a pool's check.
+
+        redis-py before 7 reads for it, and asyncio knows one reader of a stream only.
+        """
+        return self._exchange
+
     async def settled(self) -> None:
         """Wait until no command of ours is under way."""
         if self._exchange.locked():

@@ -289,11 +289,13 @@ class _SignedIn:
 
     async def can_read(self, *args: Any, **kwargs: Any) -> bool:
         await self._ready()
-        return bool(await super().can_read(*args, **kwargs))  # type: ignore[misc]
+        async with self.in_band.undisturbed:
+            return bool(await super().can_read(*args, **kwargs))  # type: ignore[misc]
 
     async def can_read_destructive(self) -> bool:
         await self._ready()
-        return bool(await super().can_read_destructive())  # type: ignore[misc]
+        async with self.in_band.undisturbed:
+            return bool(await super().can_read_destructive())  # type: ignore[misc]
 
     async def _ready(self) -> None:
         """Wait for an AUTH in the background, so that nothing unread is handed out."""
