@@ -118,9 +118,12 @@ def differential(session: nox.Session) -> None:
 
 @nox.session
 def faults(session: nox.Session) -> None:
-    """What takes too long for every run of the test suite: slow servers, long outages."""
+    """The fault suite, and whatever else takes too long for every run of the test suite."""
     session.install(*CONSTRAINTS, *requirements("tests"))
-    session.run("pytest", "-m", "slow", *session.posargs)
+    # 5: no test was selected, as by a choice of them in what follows ``--``.
+    chosen = {"success_codes": [0, 5]} if session.posargs else {}
+    session.run("pytest", "-m", "slow and not alone", *IN_PARALLEL, *session.posargs, **chosen)
+    session.run("pytest", "-m", "slow and alone", "-n", "0", *session.posargs, **chosen)
 
 
 @nox.session

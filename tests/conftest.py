@@ -124,9 +124,30 @@ def skip_what_redis_py_lacks(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    show_figures(terminalreporter)
     absent = [f"{name} ({it.what})" for name, it in CAPABILITIES.items() if not it.present]
     terminalreporter.section(f"redis-py {redis.__version__}")
     terminalreporter.write_line(f"absent capabilities: {', '.join(absent) or 'none'}")
+
+
+# ------------------------------------------------------------------------------- figures
+
+
+def show_figures(terminal: pytest.TerminalReporter) -> None:
+    """Print what tests noted with the fixture ``figure`` of ``faults/conftest.py``, as a table."""
+    rows = [("case", "figure", "measured", "target", "test")]
+    for outcome in ("passed", "failed", "xfailed", "error"):
+        for report in terminal.getreports(outcome):
+            for kind, it in getattr(report, "user_properties", ()):
+                if kind == "figure" and report.when == "call":
+                    case = report.nodeid.rpartition("/")[2].removesuffix(".py")
+                    rows.append((case, it["name"], it["value"], it["target"], outcome))
+    if len(rows) > 1:
+        terminal.section("figures")
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in (rows[0], *sorted(rows[1:])):
+            line = "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+            terminal.write_line(line.rstrip())
 
 
 # ------------------------------------------------------------------------------- blocking calls
