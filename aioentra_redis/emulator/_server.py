@@ -89,8 +89,9 @@ class Server:
         self._directory = directory
         self._master_secret = secrets.token_hex(32)
         self._blocked = {name.upper() for name in blocked_commands}
-        # Blocked for everybody else, SAVE has a name that only we know.
-        self._save = f"SAVE-{secrets.token_hex(8)}" if "SAVE" in self._blocked else "SAVE"
+        # Blocked for everybody else, SHUTDOWN has a name that only we know.
+        blocked = "SHUTDOWN" in self._blocked
+        self._shutdown = f"SHUTDOWN-{secrets.token_hex(8)}" if blocked else "SHUTDOWN"
         self._process: asyncio.subprocess.Process | None = None
         self._output: deque[str] = deque(maxlen=20)
         self._drain: asyncio.Task[None] | None = None
@@ -151,9 +152,14 @@ class Server:
         if self._drain is not None:
             await self._drain
 
-    async def save(self) -> None:
-        """Write the data to disk, where the next start finds it."""
-        await self.execute(self._save)
+    async def save_and_stop(self) -> None:
+        """Write the data to disk, where the next start finds it, and end the server.
+
+        In one step: between a SAVE and a kill the server would answer writes and then forget them.
+        """
+        with contextlib.suppress(OSError, EOFError):  # that is how it answers
+            await self.execute(self._shutdown, "SAVE")
+        await self.stop()
 
     def forget(self) -> None:
         """Remove saved data."""
@@ -202,7 +208,7 @@ class Server:
         for object_id, policy in policies.items():
             rules = POLICIES[policy]
             lines.append(f"user {object_id} on {password_hash(self.secret)} &* {rules}")
-        names = {**dict.fromkeys(self._blocked, ""), "SAVE": self._save}
+        names = {**dict.fromkeys(self._blocked, ""), "SHUTDOWN": self._shutdown}
         lines += [f'rename-command {name} "{new}"' for name, new in names.items() if new != name]
         return "\n".join(lines) + "\n"
 

@@ -227,9 +227,9 @@ class StandIn:
 
     async def restart_server(self, *, keep_data: bool, downtime: float) -> None:
         if keep_data:
-            await self._server.save()
-        await self._server.stop()
-        if not keep_data:
+            await self._server.save_and_stop()
+        else:
+            await self._server.stop()
             self._server.forget()
         await asyncio.sleep(downtime)
         await self._server.start(self._policies)
