@@ -6,6 +6,7 @@ Each breaks something now and then only, and in the way that a wrong line in the
 from __future__ import annotations
 
 import itertools
+from abc import abstractmethod
 from typing import Any
 
 import redis.asyncio
@@ -49,8 +50,9 @@ class _OwnSession(EntraRedis):
                 self.break_session(session)
         return await super().execute_command(*args, **options)
 
+    @abstractmethod
     def break_session(self, session: Session) -> None:
-        raise NotImplementedError
+        """Spoil ``session`` in the way that is to be found out."""
 
 
 class SwappedReplies(_OwnSession):

@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import gc
 import random
-from collections import defaultdict
 from typing import Any
 
 import pytest
 import redis
 from redis import exceptions as redis_exceptions
-from redis.asyncio.client import PubSub as RedisPubSub
+from support.listening import MESSAGES, SHARDED, Listener, publish
 from support.signing_in import Witness, client_of, minted_source, secret_source, until
 
 from aioentra_redis import (
@@ -30,45 +29,6 @@ from aioentra_redis.emulator import Emulator
 pytestmark = pytest.mark.emulator
 
 PROTOCOLS = pytest.mark.parametrize("protocol", [3, 2], ids=["RESP3", "RESP2"])
-SHARDED = hasattr(RedisPubSub, "ssubscribe")  # redis-py 8 and later
-MESSAGES = ("message", "pmessage", "smessage")
-
-
-class Listener:
-    """Collects the numbers that arrive, by the kind of message, until told to stop."""
-
-    def __init__(self, pubsub: RedisPubSub) -> None:
-        self.numbers: dict[str, list[int]] = defaultdict(list)
-        self.others: list[dict[str, Any]] = []
-        self.task = asyncio.create_task(self._listen(pubsub))
-
-    async def _listen(self, pubsub: RedisPubSub) -> None:
-        async for message in pubsub.listen():
-            if message["type"] in MESSAGES:
-                self.numbers[message["type"]].append(int(message["data"]))
-            else:
-                self.others.append(message)
-
-    async def stop(self) -> None:
-        assert not self.task.done(), self.task
-        self.task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self.task
-
-
-async def publish(redis: EntraRedis, seconds: float, rate: float) -> int:
-    """Publish numbers on a channel, for a pattern, and on a sharded channel; returns how many."""
-    clock = asyncio.get_running_loop().time
-    start, number = clock(), 0
-    kinds = 3 if SHARDED else 2
-    while clock() - start < seconds:
-        number += 1
-        sends = [redis.publish("news", number), redis.publish("pattern:1", number)]
-        if SHARDED:
-            sends.append(redis.execute_command("SPUBLISH", "shard", number))
-        await asyncio.gather(*sends)
-        await asyncio.sleep(max(0.0, start + number * kinds / rate - clock()))
-    return number
 
 
 async def every_message_once(

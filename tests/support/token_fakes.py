@@ -6,6 +6,7 @@ import asyncio
 import base64
 import itertools
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -151,3 +152,17 @@ class Instance:
 def config(ratio: float = 0.8, timeout: float = 10, **retry: Any) -> TokenRefreshConfig:
     """A configuration without jitter, so that tests can name the second."""
     return TokenRefreshConfig(ratio, timeout, RetryConfig(**{"jitter_percentage": 0, **retry}))
+
+
+class Provider(Credential):
+    """A credential whose identity provider can be switched off."""
+
+    down: Exception | None = None
+
+    def __init__(self, clock: Clock, **token: Any) -> None:
+        super().__init__(clock, lambda _call: self.down or self.issue(**token))
+
+
+def real(credential_type: Any = Provider, **token: Any) -> Any:
+    """A credential in real time."""
+    return credential_type(time.time, **token)

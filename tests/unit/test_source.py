@@ -6,7 +6,16 @@ import asyncio
 from typing import Any
 
 import pytest
-from support.token_fakes import EPOCH, CachingCredential, Clock, Credential, config, source_of
+from support.source_watch import at, states
+from support.token_fakes import (
+    EPOCH,
+    CachingCredential,
+    Clock,
+    Credential,
+    Provider,
+    config,
+    source_of,
+)
 
 from aioentra_redis._broadcast import Subscription
 from aioentra_redis._events import (
@@ -14,41 +23,23 @@ from aioentra_redis._events import (
     RefreshFailed,
     TokenPublished,
     TokenState,
-    TokenStateChanged,
 )
-from aioentra_redis._refresher import TRANSITIONS
-from aioentra_redis._source import TokenSource
 from aioentra_redis.errors import (
-    ConfigurationError,
     IdentityChangedError,
     InvalidTokenError,
     TokenAcquisitionError,
     TokenExpiredError,
 )
 
-pytestmark = pytest.mark.looptime
-
 S = TokenState
-Down = ConnectionError
 
 
-class Provider(Credential):
-    """A credential whose identity provider can be switched off."""
-
-    down: Exception | None = None
-
-    def __init__(self, clock: Clock, **token: Any) -> None:
-        super().__init__(clock, lambda _call: self.down or self.issue(**token))
+pytestmark = pytest.mark.looptime
 
 
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-async def at(seconds: float) -> None:
-    """Sleep until that many seconds after the test's start."""
-    await asyncio.sleep(seconds - asyncio.get_running_loop().time())
 
 
 async def newest(subscription: Subscription) -> Any:
@@ -58,10 +49,6 @@ async def newest(subscription: Subscription) -> Any:
             return await anext(subscription)
     except TimeoutError:
         return None
-
-
-def states(events: list[Event]) -> list[TokenState]:
-    return [event.new for event in events if isinstance(event, TokenStateChanged)]
 
 
 # ------------------------------------------------------------------------------------ renewal
@@ -236,7 +223,7 @@ async def test_a_short_outage_ends_nothing(clock: Clock):
     credential = Provider(clock)
     async with source_of(credential, clock, refresh=config()) as source:
         await at(3300)
-        credential.down = Down("refused")
+        credential.down = ConnectionError("refused")
         await at(3301.5)
         assert len(credential.calls) == 1 + 3  # one burst: 0.1 s and 0.2 s apart
         assert source.state is S.DEGRADED
@@ -251,7 +238,7 @@ async def test_managed_identity_that_fails_past_refresh_on(clock: Clock):
     credential = Provider(clock, life=86400, refresh_in=43200)
     async with source_of(credential, clock, refresh=config()) as source:
         await at(43199)
-        credential.down = Down("no response from the IMDS endpoint")
+        credential.down = ConnectionError("no response from the IMDS endpoint")
         await at(43205)
         assert source.state is S.DEGRADED
         await at(50_000)
@@ -268,7 +255,7 @@ async def test_failures_become_more_frequent_towards_the_deadline(clock: Clock):
     credential = Provider(clock)
     async with source_of(credential, clock, refresh=config()) as source:
         await at(3300)
-        credential.down = Down("refused")
+        credential.down = ConnectionError("refused")
         await at(3599)
         bursts = sum(
             b - a > 1 for a, b in zip(credential.calls, credential.calls[1:], strict=False)
@@ -285,7 +272,7 @@ async def test_expired_raises_at_once_and_demand_brings_attempts(clock: Clock):
     credential = Provider(clock)
     async with source_of(credential, clock, refresh=config()) as source:
         await at(3300)
-        credential.down = Down("refused")
+        credential.down = ConnectionError("refused")
         await at(3601)
         assert source.state is S.EXPIRED
         before = asyncio.get_running_loop().time()
@@ -341,7 +328,7 @@ async def test_errors_are_reported_once_per_burst(clock: Clock):
     async with source_of(credential, clock, refresh=config(), on_event=events.append) as source:
         subscription = source.subscribe()
         await at(3300)
-        credential.down = Down("refused")
+        credential.down = ConnectionError("refused")
         await at(3302)
         (failed,) = [event for event in events if isinstance(event, RefreshFailed)]
         assert (failed.attempts, failed.state) == (3, S.DEGRADED)
@@ -403,229 +390,3 @@ async def test_a_bug_does_not_end_the_task(clock: Clock, monkeypatch, caplog):
         assert "ZeroDivisionError" in caplog.text
         await at(3340)
         assert source.current.version == 2
-
-
-# ------------------------------------------------------------------------------------ the clock
-
-
-async def test_waking_from_suspension(clock: Clock):
-    credential = Provider(clock)
-    async with source_of(credential, clock) as source:
-        await at(100)
-        clock.step(8 * 3600)
-        assert source.state is S.EXPIRED
-        # Nothing has failed: the first command waits for the one request that is needed.
-        credential.delay = 0.5
-        token = await source.get()
-        assert token.version == 2
-        assert asyncio.get_running_loop().time() < 103
-
-
-async def test_waking_from_suspension_is_noticed_without_demand(clock: Clock):
-    credential = Provider(clock)
-    events: list[Event] = []
-    async with source_of(credential, clock, on_event=events.append) as source:
-        await at(100)
-        clock.step(8 * 3600)
-        await at(132)
-        assert source.current.version == 2
-    assert states(events) == [S.FRESH, S.EXPIRED, S.FRESH, S.CLOSED]
-
-
-async def test_waking_up_while_the_provider_hangs(clock: Clock):
-    credential = Provider(clock)
-    async with source_of(credential, clock) as source:
-        await at(100)
-        clock.step(8 * 3600)
-        credential.delay = 1e6
-        before = asyncio.get_running_loop().time()
-        with pytest.raises(TokenExpiredError, match="none came yet"):
-            await source.get()
-        assert asyncio.get_running_loop().time() - before <= 2.1
-
-
-async def test_a_clock_that_is_stepped_back(clock: Clock):
-    credential = CachingCredential(clock)
-    async with source_of(credential, clock) as source:
-        await at(3400)
-        version = source.current.version
-        calls = len(credential.calls)
-        clock.step(-3600)
-        await at(3400 + 3600)
-        assert len(credential.calls) - calls <= 5  # no storm
-        assert source.current.version == version
-        assert source.state is S.FRESH
-
-
-async def test_a_clock_that_is_stepped_forth_and_back(clock: Clock):
-    credential = Provider(clock)
-    async with source_of(credential, clock) as source:
-        await at(100)
-        clock.step(8 * 3600)
-        credential.down = Down("refused")
-        await at(140)
-        assert source.state is S.EXPIRED
-        clock.step(-8 * 3600)
-        assert source.state is S.DUE
-        assert (await source.get()).version == 1
-        calls = len(credential.calls)
-        await at(300)
-        assert len(credential.calls) - calls < 30
-        credential.down = None
-        await at(400)
-        assert source.state is S.FRESH
-
-
-async def test_no_sleep_is_longer_than_half_a_minute(clock: Clock, monkeypatch):
-    slept: list[float] = []
-    real = asyncio.timeout
-    monkeypatch.setattr(asyncio, "timeout", lambda delay: slept.append(delay) or real(delay))
-    async with source_of(Provider(clock, life=86400), clock):
-        await at(80_000)
-    assert len(slept) > 2000
-    assert max(slept) <= 30
-
-
-# ------------------------------------------------------------------------------------ the table
-
-
-def test_the_table_is_complete():
-    assert set(TRANSITIONS) == set(TokenState)
-    for old, targets in TRANSITIONS.items():
-        assert old not in targets
-        assert (S.CLOSED in targets) == (old is not S.CLOSED)
-    for old in (S.DUE, S.DEGRADED, S.EXPIRED, S.STARTING):
-        assert S.FRESH in TRANSITIONS[old]
-    for old in (S.FRESH, S.DUE, S.DEGRADED):
-        assert S.EXPIRED in TRANSITIONS[old]
-
-
-@pytest.mark.parametrize("old", TokenState, ids=lambda state: state.name)
-@pytest.mark.parametrize("new", TokenState, ids=lambda state: state.name)
-def test_each_transition_is_allowed_or_raises(clock: Clock, caplog, old, new):
-    caplog.set_level("INFO", "aioentra_redis.source")
-    refresher = source_of(Provider(clock), clock)._refresher
-    events: list[Event] = []
-    refresher.hub.listen(events.append)
-    refresher.state = old
-    if new is old:
-        refresher._set_state(new)
-        assert events == []
-    elif new in TRANSITIONS[old]:
-        refresher._set_state(new)
-        assert events == [TokenStateChanged(refresher.name, old, new)]
-        assert f"{old.name} -> {new.name}" in caplog.text
-    else:
-        with pytest.raises(AssertionError, match=new.name):
-            refresher._set_state(new)
-        assert refresher.state is old
-
-
-async def test_every_transition_is_travelled(clock: Clock):
-    """By real sources, so that the table has no row that can't happen."""
-    seen: set[tuple[TokenState, TokenState]] = set()
-
-    def note(event: Event) -> None:
-        if isinstance(event, TokenStateChanged):
-            seen.add((event.old, event.new))
-
-    def make(**token: Any) -> tuple[Provider, TokenSource]:
-        provider = Provider(clock, **token)
-        return provider, source_of(provider, clock, refresh=config(), on_event=note)
-
-    _, unused = make()
-    await unused.aclose()  # STARTING -> CLOSED
-    provider, source = make(life=600)
-    provider.down = Down("refused")
-    for _ in range(2):  # STARTING -> FAILED -> STARTING
-        with pytest.raises(TokenAcquisitionError):
-            await source.start()
-    await source.aclose()  # FAILED -> CLOSED
-    provider, source = make(life=600)
-    await source.start()  # STARTING -> FRESH
-    provider.down = Down("refused")
-    await asyncio.sleep(301.5)  # FRESH -> DUE -> DEGRADED
-    provider.down = None
-    await asyncio.sleep(31)  # DEGRADED -> FRESH
-    await asyncio.sleep(310)  # DUE -> FRESH
-    clock.step(700)
-    provider.down = Down("refused")
-    await asyncio.sleep(31)  # FRESH -> EXPIRED
-    clock.step(-700)
-    await asyncio.sleep(31)  # EXPIRED -> DUE -> DEGRADED
-    await asyncio.sleep(600)  # DEGRADED -> EXPIRED
-    provider.down = None
-    await asyncio.sleep(31)  # EXPIRED -> FRESH
-    provider.delay = 5
-    while source.state is not S.DUE:  # noqa: ASYNC110 - virtual time
-        await asyncio.sleep(1)
-    clock.step(700)
-    with pytest.raises(TokenExpiredError):
-        await source.get()  # DUE -> EXPIRED, seen while an attempt is under way
-    await source.aclose()
-    for state, script in {
-        S.FRESH: None,
-        S.DUE: "hang",
-        S.DEGRADED: Down("refused"),
-        S.EXPIRED: Down("refused"),
-    }.items():
-        provider, source = make(life=600)
-        await source.start()
-        provider.down = script if isinstance(script, Exception) else None
-        provider.delay = 8 if script == "hang" else 0
-        if state is not S.FRESH:
-            await asyncio.sleep(650 if state is S.EXPIRED else 303)
-        assert source.state is state
-        await source.aclose()
-    expected = {(old, new) for old, targets in TRANSITIONS.items() for new in targets}
-    assert expected - seen == set()
-
-
-# ------------------------------------------------------------------------------------ arguments
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ({"credential": "secret"}, "get_token"),
-        ({"credential": None}, "get_token"),
-        ({"credential": Credential}, "instance"),
-        ({"scopes": ()}, "scopes"),
-        ({"scopes": ""}, "scopes"),
-        ({"refresh": 0.8}, "TokenRefreshConfig"),
-    ],
-)
-def test_unusable_arguments(clock: Clock, arguments: dict, says: str):
-    with pytest.raises(ConfigurationError, match=says):
-        TokenSource(**{"credential": Provider(clock), **arguments})
-
-
-async def test_what_a_source_tells_about_itself(clock: Clock):
-    source = source_of(Provider(clock), clock, name="cache", username="someone")
-    assert repr(source) == "<TokenSource 'cache' starting, 0 subscribers>"
-    status = source.status
-    assert (status.state, status.version, status.expires_on, status.remaining) == (
-        S.STARTING,
-        0,
-        None,
-        None,
-    )
-    assert source.current is None
-    assert "https://redis.azure.com" in source.describe()
-    async with source:
-        kept = source.subscribe()
-        assert (
-            repr(source)
-            == "<TokenSource 'cache' fresh ...eone version 1, 3600 s left, 1 subscribers>"
-        )
-        assert source.current.username == "someone"
-        assert "tid-1" in source.describe()
-        assert source.now() == clock()
-        assert source.name == "cache"
-        assert source.refresh_config.expiration_refresh_ratio == 0.8
-        events: list[Event] = []
-        stop = source.listen(events.append)
-        stop()
-    assert events == []
-    assert "closed" in repr(source)
-    assert kept
