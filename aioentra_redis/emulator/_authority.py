@@ -93,6 +93,7 @@ class Authority:
         }
         if directory.settings.refresh_in is not None:
             document["refresh_in"] = int(directory.settings.refresh_in)
+        document.update(directory.faults.claims.answer)
         return web.json_response(document), token.uti
 
     def _check_assertion(self, identity: Identity, kind: str, assertion: str) -> None:

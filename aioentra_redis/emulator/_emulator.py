@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from types import EllipsisType, TracebackType
 from typing import Any, Literal, Self
 
 from ._control import call, call_blocking
 from ._environment import Kind, environ
 from ._errors import EmulatorError
+from ._identity_control import IdentityControl
 from ._options import Options
 from ._policies import AZURE_BLOCKED_COMMANDS
 from ._process import EmulatorProcess
@@ -21,7 +22,7 @@ __all__ = ["Emulator"]
 Policy = Literal["owner", "contributor", "reader"]
 
 
-class Emulator:
+class Emulator(IdentityControl):
     """Entra ID, managed identity and a token-enforcing Redis in a process of their own.
 
     Use it as an asynchronous context manager, or as a plain one where there is no event loop
@@ -251,87 +252,6 @@ class Emulator:
         if refresh_in is not ...:
             changes["refresh_in"] = refresh_in
         await self._call("configure", **changes)
-
-    async def fail_identity(
-        self,
-        times: int | None = None,
-        *,
-        status: int = 503,
-        error: str = "temporarily_unavailable",
-        code: int | None = None,
-        description: str | None = None,
-        retry_after: float | None = None,
-        body: str | None = None,
-        endpoint: Literal["token", "imds", "app-service"] | None = None,
-    ) -> None:
-        """Make the identity endpoints fail ``times`` times, or until told otherwise.
-
-        :param error: the OAuth error, such as "invalid_client"
-        :param code: the number behind AADSTS, such as 7000215
-        :param retry_after: seconds, as a header
-        :param body: a raw body instead of an error document
-        :param endpoint: limits the failure to one endpoint
-        """
-        await self._call(
-            "fail_identity",
-            times=times,
-            status=status,
-            error=error,
-            code=code,
-            description=description,
-            retry_after=retry_after,
-            body=body,
-            endpoint=endpoint,
-        )
-
-    async def delay_identity(self, seconds: float) -> None:
-        """Make the identity endpoints answer so many seconds later."""
-        await self._call("delay_identity", seconds=seconds)
-
-    async def hang_identity(self, times: int | None = None) -> None:
-        """Make the identity endpoints take requests and not answer them until ``heal``."""
-        await self._call("hang_identity", times=times)
-
-    async def next_tokens(
-        self,
-        *,
-        oid: str | None = None,
-        tenant_id: str | None = None,
-        audience: str | None = None,
-        opaque: bool = False,
-        forged: bool = False,
-        without: Iterable[str] = (),
-        extra: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Make tokens issued from now on differ from good ones; without arguments, not at all.
-
-        :param opaque: not a JWT at all
-        :param forged: signed with a key that is not the authority's
-        :param without: claims that are missing
-        :param extra: claims that are added or replaced
-        """
-        await self._call(
-            "next_tokens",
-            oid=oid,
-            tenant_id=tenant_id,
-            audience=audience,
-            opaque=opaque,
-            forged=forged,
-            without=list(without),
-            extra=dict(extra or {}),
-        )
-
-    async def issue_token(
-        self, identity: Identity | None = None, *, lifetime: float | None = None
-    ) -> str:
-        """A token for an identity (the service principal's by default), without a credential.
-
-        It lives ``lifetime`` seconds, or as long as a service principal's; ``next_tokens`` holds
-        for it.
-        """
-        object_id = (identity or self.service_principal).object_id
-        token: str = await self._call("issue_token", object_id=object_id, lifetime=lifetime)
-        return token
 
     async def refuse_auth(self, times: int | None = None) -> None:
         """Refuse good tokens ``times`` times, or until told otherwise."""

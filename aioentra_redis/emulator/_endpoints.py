@@ -12,9 +12,12 @@ from aiohttp import web
 
 from ._directory import Directory
 from ._records import Endpoint
-from ._settings import IdentityFailure
+from ._settings import Cut, Faults, IdentityFailure
 
 __all__ = ["Answer", "entra_error", "platform_error", "token_endpoint"]
+
+CONTENT_TYPE = "Content-Type"
+JSON = "application/json; charset=utf-8"
 
 Answer = tuple[web.Response, str | None]
 """A response and the ``uti`` of the token in it, if there is one."""
@@ -52,7 +55,8 @@ def failure_response(failure: IdentityFailure, endpoint: Endpoint) -> web.Respon
     """What an endpoint answers while it fails on demand."""
     headers = {}
     if failure.retry_after is not None:
-        headers["Retry-After"] = f"{failure.retry_after:g}"
+        asked = failure.retry_after
+        headers["Retry-After"] = asked if isinstance(asked, str) else f"{asked:g}"
     if failure.body is not None:
         return web.Response(
             status=failure.status,
@@ -88,6 +92,29 @@ def token_endpoint(
         else:
             response, uti = await answer(request)
         directory.note_request(endpoint, response.status, uti)
-        return response
+        cut = faults.take_cut(endpoint)
+        return response if cut is None else await cut_off(request, response, cut, faults)
 
     return handle
+
+
+async def cut_off(
+    request: web.Request, response: web.Response, cut: Cut, faults: Faults
+) -> web.StreamResponse:
+    """Send ``response`` as far as ``cut`` lets it."""
+    body = response.body
+    assert isinstance(body, bytes)
+    if cut.then == "end":
+        return web.Response(
+            body=body[: cut.after], status=response.status, headers={CONTENT_TYPE: JSON}
+        )
+    part = web.StreamResponse(status=response.status, headers={CONTENT_TYPE: JSON})
+    part.content_length = len(body)
+    if cut.after is not None:
+        await part.prepare(request)
+        await part.write(body[: cut.after])
+    if cut.then == "hang":
+        await faults.until_healed()
+    if request.transport is not None:
+        request.transport.close()
+    return part

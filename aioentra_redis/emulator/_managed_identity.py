@@ -120,6 +120,7 @@ class ManagedIdentity:
             now=directory.clock(),
             refresh_in=directory.settings.refresh_in,
         )
+        document.update(directory.faults.claims.answer)
         return web.json_response(document), token.uti
 
     def _select(self, wanted: dict[str, str]) -> Identity | None:

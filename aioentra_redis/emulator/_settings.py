@@ -10,7 +10,9 @@ from typing import Any
 
 from ._policies import check_policy
 
-__all__ = ["Claims", "Countdown", "Faults", "IdentityFailure", "Settings"]
+__all__ = ["Claims", "Countdown", "Cut", "Faults", "IdentityFailure", "Settings"]
+
+CUT_ENDS = ("close", "hang", "end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,8 @@ class Claims:
     forged: bool = False
     without: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
+    answer: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the answer around the token that are added or replaced."""
 
 
 @dataclass(slots=True)
@@ -78,17 +82,39 @@ class IdentityFailure:
     """What a failing identity endpoint answers.
 
     ``error`` is the OAuth error, ``code`` the number behind ``AADSTS``, ``retry_after`` the
-    header in seconds, ``body`` a raw body in place of all that. ``endpoint`` limits the failure
-    to one of ``"token"``, ``"imds"``, ``"app-service"``.
+    header (seconds, or text as it is), ``body`` a raw body in place of all that. ``endpoint``
+    limits the failure to one of ``"token"``, ``"imds"``, ``"app-service"``.
     """
 
     status: int = 503
     error: str = "temporarily_unavailable"
     code: int | None = None
     description: str | None = None
-    retry_after: float | None = None
+    retry_after: float | str | None = None
     body: str | None = None
     endpoint: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Where an identity endpoint's answer breaks off, and how.
+
+    ``after`` counts bytes of the body; None is before the answer's first byte, head included.
+    ``then`` is what follows: ``"close"`` the connection, ``"hang"`` until healed, or ``"end"``
+    as if that had been all.
+    """
+
+    after: int | None = None
+    then: str = "close"
+    endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.after is not None and self.after < 0:
+            raise ValueError("after must not be negative")
+        if self.then not in CUT_ENDS:
+            raise ValueError(f"then must be one of {', '.join(CUT_ENDS)}, not {self.then!r}")
+        if self.then == "end" and self.after is None:
+            raise ValueError("an answer can't end before it begins: say after how many bytes")
 
 
 class Faults:
@@ -98,6 +124,8 @@ class Faults:
     auth_delay: float
     failure: IdentityFailure
     failures: Countdown
+    cut: Cut
+    cuts: Countdown
     hangs: Countdown
     refusals: Countdown
     revoked: set[str]
@@ -112,6 +140,8 @@ class Faults:
         self.auth_delay = 0.0
         self.failure = IdentityFailure()
         self.failures = Countdown()
+        self.cut = Cut()
+        self.cuts = Countdown()
         self.hangs = Countdown()
         self.refusals = Countdown()
         self.revoked = set()
@@ -122,6 +152,12 @@ class Faults:
         if self.failure.endpoint not in (None, endpoint):
             return None
         return self.failure if self.failures.take() else None
+
+    def take_cut(self, endpoint: str) -> Cut | None:
+        """Where the answer to a request to ``endpoint`` breaks off, which then counts."""
+        if self.cut.endpoint not in (None, endpoint):
+            return None
+        return self.cut if self.cuts.take() else None
 
     async def until_healed(self) -> None:
         """Wait for the next ``heal``; cancelling is safe."""

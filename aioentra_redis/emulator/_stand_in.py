@@ -27,8 +27,9 @@ from ._options import Options
 from ._policies import check_policy
 from ._records import StartDetails
 from ._server import Server, find_server
-from ._settings import Countdown, Faults, IdentityFailure
-from ._tokens import REDIS_RESOURCE, TokenIssuer, TokenVerifier
+from ._settings import Countdown, Cut, Faults, IdentityFailure
+from ._site import Site, loopback_sockets, port_of
+from ._tokens import REDIS_RESOURCE, TokenIssuer, TokenVerifier, generate_key
 
 __all__ = ["StandIn"]
 
@@ -44,6 +45,7 @@ class StandIn:
         self._events = Events()
         self._faults = Faults()
         self._policies: dict[str, str] = {}
+        self._sites: list[Site] = []
         self._stack = contextlib.AsyncExitStack()
 
     # ------------------------------------------------------------------------------ start and end
@@ -82,7 +84,7 @@ class StandIn:
             faults=self._faults,
             events=self._events,
         )
-        self._verifier = TokenVerifier(issuer.public_key, issuer.key_id)
+        self._verifier = TokenVerifier(issuer.public_keys)
         self._gate = Gate(self._verifier, self._policies, self._faults, tenant_id=TENANT_ID)
         await starting
 
@@ -94,9 +96,9 @@ class StandIn:
             user_assigned=identities["user_assigned"],
             identity_header=identity_header,
         )
-        sockets = _loopback_sockets(options.managed_identity_port, v6=False)
+        sockets = loopback_sockets(options.managed_identity_port, v6=False)
         await self._serve(application, sockets)
-        managed_identity_url = f"http://127.0.0.1:{_port(sockets)}"
+        managed_identity_url = f"http://127.0.0.1:{port_of(sockets)}"
 
         self._front = Front(
             self._gate,
@@ -106,17 +108,17 @@ class StandIn:
             events=self._events,
         )
         self._stack.push_async_callback(self._front.aclose)
-        secure = _loopback_sockets(options.port)
+        secure = loopback_sockets(options.port)
         await self._front.listen(secure, "tls", certificates.server_context)
-        plaintext = _loopback_sockets(options.plaintext_port, v6=False)
+        plaintext = loopback_sockets(options.plaintext_port, v6=False)
         await self._front.listen(plaintext, "plaintext")
 
         control = directory / "control.sock"
         control_server = await serve_control(control, self.methods())
         self._stack.callback(control_server.close)
         return StartDetails(
-            url=f"rediss://localhost:{_port(secure)}",
-            plaintext_url=f"redis://127.0.0.1:{_port(plaintext)}",
+            url=f"rediss://localhost:{port_of(secure)}",
+            plaintext_url=f"redis://127.0.0.1:{port_of(plaintext)}",
             authority=authority,
             managed_identity_url=managed_identity_url,
             app_service_url=managed_identity_url + APP_SERVICE_PATH,
@@ -132,8 +134,8 @@ class StandIn:
         )
 
     async def _serve_authority(self, certificates: Certificates) -> str:
-        sockets = _loopback_sockets(self._options.authority_port)
-        base_url = f"https://localhost:{_port(sockets)}"
+        sockets = loopback_sockets(self._options.authority_port)
+        base_url = f"https://localhost:{port_of(sockets)}"
         application = make_authority(self._directory, certificates, base_url)
         await self._serve(application, sockets, certificates)
         return base_url
@@ -144,12 +146,11 @@ class StandIn:
         sockets: list[socket.socket],
         certificates: Certificates | None = None,
     ) -> None:
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
-        await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
         context = certificates.server_context if certificates is not None else None
-        for each in sockets:
-            await web.SockSite(runner, each, ssl_context=context).start()
+        site = Site(application, sockets, context)
+        self._stack.push_async_callback(site.aclose)
+        await site.start()
+        self._sites.append(site)
 
     async def aclose(self) -> None:
         """Stop everything and remove every file."""
@@ -163,6 +164,7 @@ class StandIn:
         return {
             "configure": self.configure,
             "connections": self.connections,
+            "cut_identity": self.cut_identity,
             "delay_auth": self.delay_auth,
             "delay_identity": self.delay_identity,
             "drop_connections": self.drop_connections,
@@ -173,9 +175,11 @@ class StandIn:
             "log": self.log,
             "next_tokens": self.next_tokens,
             "refuse_auth": self.refuse_auth,
+            "refuse_identity": self.refuse_identity,
             "reset": self.reset,
             "restart_server": self.restart_server,
             "revoke": self.revoke,
+            "rotate_signing_key": self.rotate_signing_key,
             "set_policy": self.set_policy,
         }
 
@@ -203,6 +207,19 @@ class StandIn:
 
     async def hang_identity(self, *, times: int | None) -> None:
         self._faults.hangs = Countdown(times)
+
+    async def cut_identity(self, *, times: int | None, **cut: Any) -> None:
+        self._faults.cut = Cut(**cut)
+        self._faults.cuts = Countdown(times)
+
+    async def refuse_identity(self) -> None:
+        for site in self._sites:
+            await site.refuse()
+
+    async def rotate_signing_key(self) -> None:
+        # In a thread: making a key takes longer than clients at work should notice.
+        self._directory.issuer.rotate(await asyncio.to_thread(generate_key))
+        self._directory.forget_tokens()
 
     async def refuse_auth(self, *, times: int | None) -> None:
         self._faults.refusals = Countdown(times)
@@ -239,6 +256,8 @@ class StandIn:
         self._faults.heal()
         self._front.end_delays()
         self._directory.forget_tokens()
+        for site in self._sites:
+            await site.start()
 
     async def reset(self) -> None:
         """Heal, cut connections, restore settings and policies, remove data, empty the log."""
@@ -273,22 +292,3 @@ def _private_directory() -> Path:
         path.rmdir()
         path = Path(tempfile.mkdtemp(prefix="aioentra-", dir="/tmp"))
     return path
-
-
-def _loopback_sockets(port: int, *, v6: bool = True) -> list[socket.socket]:
-    """Sockets bound to one port of 127.0.0.1 and, where there is IPv6, of ::1.
-
-    ``localhost`` may mean either. Never anything but loopback: this is for development.
-    """
-    first = socket.create_server(("127.0.0.1", port))
-    sockets = [first]
-    if v6 and socket.has_ipv6:
-        with contextlib.suppress(OSError):  # no IPv6 here, or the port is taken there
-            address = ("::1", first.getsockname()[1])
-            sockets.append(socket.create_server(address, family=socket.AF_INET6))
-    return sockets
-
-
-def _port(sockets: list[socket.socket]) -> int:
-    port: int = sockets[0].getsockname()[1]
-    return port

@@ -25,6 +25,7 @@ __all__ = [
     "TokenIssuer",
     "TokenVerifier",
     "audience_of",
+    "generate_key",
     "refusal",
 ]
 
@@ -76,28 +77,42 @@ class Token:
         return max(1, math.floor(self.expires_on - now + 1e-6))
 
 
+def generate_key() -> rsa.RSAPrivateKey:
+    """A new signing key; blocks for some tens of milliseconds."""
+    return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
 class TokenIssuer:
-    """Signs tokens with a key of its own."""
+    """Signs tokens with a key of its own, which can be rotated."""
 
     def __init__(self, tenant_id: str, *, clock: Callable[[], float]) -> None:
         self.tenant_id = tenant_id
         self._clock = clock
-        self._key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-        public = self._key.public_key()
+        self.public_keys: dict[str, rsa.RSAPublicKey] = {}
+        """Every key that has signed tokens, by key ID; the last one is in use."""
+        self._forger: rsa.RSAPrivateKey | None = None
+        self.rotate(generate_key())
+
+    def rotate(self, key: rsa.RSAPrivateKey) -> None:
+        """Sign with ``key`` from now on; tokens that another key has signed remain good."""
+        self._key = key
+        public = key.public_key()
         der = public.public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
-        self.public_key = public
         self.key_id = base64url(hashlib.sha256(der).digest())
-        self._forger: rsa.RSAPrivateKey | None = None
+        self.public_keys[self.key_id] = public
 
     def key_set(self) -> dict[str, list[dict[str, str]]]:
         """The JSON Web Key Set with which anybody can verify our tokens."""
-        numbers = self.public_key.public_numbers()
-        modulus = numbers.n.to_bytes((numbers.n.bit_length() + 7) // 8, "big")
-        exponent = numbers.e.to_bytes(3, "big")
-        key = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": self.key_id}
-        return {"keys": [{**key, "n": base64url(modulus), "e": base64url(exponent)}]}
+        keys = []
+        for key_id, public in self.public_keys.items():
+            numbers = public.public_numbers()
+            modulus = numbers.n.to_bytes((numbers.n.bit_length() + 7) // 8, "big")
+            exponent = numbers.e.to_bytes(3, "big")
+            key = {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": key_id}
+            keys.append({**key, "n": base64url(modulus), "e": base64url(exponent)})
+        return {"keys": keys}
 
     def issue(
         self,
@@ -143,7 +158,7 @@ class TokenIssuer:
 
     def _forging_key(self) -> rsa.RSAPrivateKey:
         if self._forger is None:
-            self._forger = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+            self._forger = generate_key()
         return self._forger
 
 
@@ -214,11 +229,13 @@ def refusal(claims: Mapping[str, Any], *, user: str, tenant_id: str, now: float)
 
 
 class TokenVerifier:
-    """Checks signatures; a token that has been checked is remembered."""
+    """Checks signatures; a token that has been checked is remembered.
 
-    def __init__(self, key: rsa.RSAPublicKey, key_id: str) -> None:
-        self._key = key
-        self._key_id = key_id
+    ``keys`` are the authority's, by key ID; they may become more.
+    """
+
+    def __init__(self, keys: Mapping[str, rsa.RSAPublicKey]) -> None:
+        self._keys = keys
         self._checked: dict[str, dict[str, Any] | str] = {}
 
     def claims(self, token: str) -> dict[str, Any] | str:
@@ -237,16 +254,15 @@ class TokenVerifier:
 
     def _verify(self, token: str) -> dict[str, Any] | str:
         try:
-            if jwt.get_unverified_header(token).get("kid") != self._key_id:
+            key = self._keys.get(jwt.get_unverified_header(token).get("kid", ""))
+            if key is None:
                 return "unknown signing key"
             # The claims are for `refusal`: PyJWT cuts fractions off times.
             options: Any = {
                 f"verify_{each}": False
                 for each in ("exp", "nbf", "iat", "aud", "iss", "sub", "jti")
             }
-            found: dict[str, Any] = jwt.decode(
-                token, self._key, algorithms=["RS256"], options=options
-            )
+            found: dict[str, Any] = jwt.decode(token, key, algorithms=["RS256"], options=options)
             return found
         except jwt.InvalidSignatureError:
             return "wrong signature"

@@ -12,7 +12,7 @@ from aioentra_redis.emulator._directory import Directory, Events, make_identitie
 from aioentra_redis.emulator._options import Options
 from aioentra_redis.emulator._policies import POLICIES, acl_rules, check_policy
 from aioentra_redis.emulator._server import find_server
-from aioentra_redis.emulator._settings import Countdown, Faults, IdentityFailure, Settings
+from aioentra_redis.emulator._settings import Countdown, Cut, Faults, IdentityFailure, Settings
 from aioentra_redis.emulator._tokens import REDIS_APP_ID, REDIS_RESOURCE, TokenIssuer
 
 
@@ -49,6 +49,31 @@ def test_an_unknown_policy_names_the_known():
 def test_bad_settings_are_refused_before_anything_starts(bad: dict[str, object]):
     with pytest.raises(ValueError, match=r"must|unknown"):
         Emulator(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"after": -1}, "negative"),
+        ({"then": "explode"}, "close, hang, end"),
+        ({"then": "end"}, "before it begins"),
+    ],
+)
+def test_a_cut_that_makes_no_sense_is_refused(bad: dict[str, object], says: str):
+    with pytest.raises(ValueError, match=says):
+        Cut(**bad)  # type: ignore[arg-type]
+
+
+def test_cuts_count_and_keep_to_their_endpoint():
+    faults = Faults()
+    assert faults.take_cut("token") is None
+    faults.cut, faults.cuts = Cut(7, endpoint="imds"), Countdown(1)
+    assert faults.take_cut("token") is None
+    assert faults.take_cut("imds") == Cut(7, endpoint="imds")
+    assert faults.take_cut("imds") is None
+    faults.cuts = Countdown(None)
+    faults.heal()
+    assert faults.take_cut("imds") is None
 
 
 def test_settings_change_by_name():

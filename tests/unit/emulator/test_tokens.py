@@ -18,6 +18,7 @@ from aioentra_redis.emulator._tokens import (
     TokenIssuer,
     TokenVerifier,
     audience_of,
+    generate_key,
     refusal,
     token_claims,
 )
@@ -169,7 +170,7 @@ def test_tokens_can_be_spoilt(
 
 def gate(issuer: TokenIssuer, clock: Clock, faults: Faults | None = None) -> Gate:
     return Gate(
-        TokenVerifier(issuer.public_key, issuer.key_id),
+        TokenVerifier(issuer.public_keys),
         {OID: "owner"},
         faults or Faults(),
         tenant_id=TENANT_ID,
@@ -180,6 +181,18 @@ def gate(issuer: TokenIssuer, clock: Clock, faults: Faults | None = None) -> Gat
 def test_a_token_of_another_authority_is_refused(issuer: TokenIssuer, clock: Clock):
     other = TokenIssuer(TENANT_ID, clock=clock)
     assert gate(issuer, clock).judge(OID, issue(other).value).reason == "unknown signing key"
+
+
+def test_a_rotated_key_leaves_older_tokens_good(clock: Clock):
+    issuer = TokenIssuer(TENANT_ID, clock=clock)
+    judge = gate(issuer, clock).judge
+    old = issue(issuer).value
+    issuer.rotate(generate_key())
+    new = issue(issuer).value
+    kids = [jwt.get_unverified_header(token)["kid"] for token in (old, new)]
+    assert kids[0] != kids[1] == issuer.key_id
+    assert [each["kid"] for each in issuer.key_set()["keys"]] == kids
+    assert [judge(OID, token).reason for token in (old, new)] == [None, None]
 
 
 def test_the_verdict_tells_about_the_token(issuer: TokenIssuer, clock: Clock):
@@ -217,7 +230,7 @@ def test_an_identity_without_a_policy_is_refused(issuer: TokenIssuer, clock: Clo
 
 
 def test_the_verifiers_memory_is_bounded(issuer: TokenIssuer):
-    verifier = TokenVerifier(issuer.public_key, issuer.key_id)
+    verifier = TokenVerifier(issuer.public_keys)
     for number in range(MAX_CACHED + 5):
         assert verifier.claims(f"token {number}") == "not a JWT"
     assert len(verifier._checked) <= MAX_CACHED
