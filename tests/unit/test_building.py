@@ -16,6 +16,7 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from support.scripted_peer import CUT, HANG, Peer, bulk
+from support.signing_in import until
 from support.token_fakes import Clock, Credential, source_of
 
 from aioentra_redis import ConnectionClosed, ConnectionOpened, EntraRedis, WrongLoopError
@@ -203,18 +204,18 @@ async def test_disconnecting_fails_what_is_in_flight_as_a_loss_does():
 
 
 async def test_disconnecting_what_is_idle_lets_commands_finish():
-    async with served(GET=lambda *_: [0.1, bulk("slow")]) as peer:
+    async with served(GET=lambda *_: [HANG, bulk("slow")]) as peer:
         client = EntraRedis(host="127.0.0.1", port=peer.port, protocol=3)
         await client.ping()
         slow = asyncio.ensure_future(client.get("k"))
-        await asyncio.sleep(0.02)
+        await peer.arrival("GET")
         await client.connection_pool.disconnect(inuse_connections=False)
         await client.set("k", "v")
         assert len(peer.open) == 2
         assert [row.state.value for row in client.auth_status()] == ["draining", "authenticated"]
+        peer.go_on()
         assert await slow == b"slow"
-        await asyncio.sleep(0.02)
-        assert len(peer.open) == 1
+        await until(lambda: len(peer.open) == 1)
         await client.aclose()
 
 

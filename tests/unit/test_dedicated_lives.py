@@ -251,3 +251,27 @@ async def test_clients_leave_nothing(place: Place, clients: int):
     assert place.peer.open == []
     # The loop may still hold the last client, of some 400 objects; each of them had as many.
     assert after - before < clients + 500
+
+
+# -------------------------------------------------------------------------- the pool's look
+
+
+@pytest.mark.parametrize("name", ["can_read", "can_read_destructive"])
+async def test_no_auth_begins_while_a_pool_looks_at_a_connection(
+    place: Place, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    """redis-py before 7 reads the stream for it, which knows one reader at a time."""
+    client = place.client()
+    (connection,) = await place.idle(client, 1)
+    seen: list[int] = []
+
+    async def look_for_long(*_: Any, **__: Any) -> bool:
+        await asyncio.sleep(SENT)
+        seen.append(len(place.peer.seen("AUTH")))
+        return False
+
+    monkeypatch.setattr(redis.asyncio.Connection, name, look_for_long, raising=False)
+    assert await getattr(connection, name)() is False
+    assert seen == [0]
+    assert await run(connection, "ECHO", "a") == b"a"
+    assert [words[0] for words in place.peer.commands][-2:] == [b"AUTH", b"ECHO"]
