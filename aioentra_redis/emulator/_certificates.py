@@ -6,6 +6,7 @@ import datetime
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import certifi
 import jwt
@@ -15,10 +16,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509.oid import NameOID
 
+from ._server_control import CertificateKind
+
 __all__ = [
     "FEDERATED_AUDIENCE",
     "FEDERATED_ISSUER",
     "FEDERATED_SUBJECT",
+    "CertificateKind",
     "Certificates",
     "make_certificates",
 ]
@@ -27,6 +31,8 @@ FEDERATED_ISSUER = "https://oidc.emulator.invalid/"
 FEDERATED_SUBJECT = "system:serviceaccount:default:emulator"
 FEDERATED_AUDIENCE = "api://AzureADTokenExchange"
 VALID_FOR = datetime.timedelta(days=30)
+NAMES = ("localhost", "127.0.0.1", "::1")
+OTHER_NAME = "other.redis.invalid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,8 @@ class Certificates:
     """Where the files are, and the public halves that assertions are checked against.
 
     ``ca_file`` holds the local CA alone; ``ca_bundle`` holds it after certifi's, because
-    SSL_CERT_FILE replaces a program's trust store instead of adding to it.
+    SSL_CERT_FILE replaces a program's trust store instead of adding to it. ``server_context`` is
+    for the identity endpoints, ``redis_context`` for Redis, which may present other certificates.
     """
 
     ca_file: Path
@@ -44,6 +51,21 @@ class Certificates:
     client_certificate: x509.Certificate
     federated_key: rsa.RSAPublicKey
     server_context: ssl.SSLContext
+    redis_context: ssl.SSLContext
+    authority: trustme.CA
+
+    def present(self, kind: str) -> None:
+        """Present this certificate to whoever connects to Redis from now on.
+
+        ValueError for anything but a ``CertificateKind``.
+        """
+        if kind not in get_args(CertificateKind):
+            raise ValueError(f"no kind of certificate: {kind!r}")
+        authority = trustme.CA() if kind == "unknown-ca" else self.authority
+        names = (OTHER_NAME,) if kind == "other-name" else NAMES
+        end = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+        certificate = authority.issue_cert(*names, not_after=end if kind == "expired" else None)
+        certificate.configure_cert(self.redis_context)
 
 
 def make_certificates(directory: Path, client_id: str) -> Certificates:
@@ -53,9 +75,7 @@ def make_certificates(directory: Path, client_id: str) -> Certificates:
     authority.cert_pem.write_to_path(ca_file)
     ca_bundle = directory / "ca-bundle.pem"
     ca_bundle.write_bytes(Path(certifi.where()).read_bytes() + authority.cert_pem.bytes())
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    authority.issue_cert("localhost", "127.0.0.1", "::1").configure_cert(context)
+    contexts = [_server_context(authority) for _ in range(2)]
 
     client_certificate_file = directory / "client.pem"
     certificate, pem = _client_certificate(client_id)
@@ -72,8 +92,17 @@ def make_certificates(directory: Path, client_id: str) -> Certificates:
         federated_token_file=federated_token_file,
         client_certificate=certificate,
         federated_key=federated_key.public_key(),
-        server_context=context,
+        server_context=contexts[0],
+        redis_context=contexts[1],
+        authority=authority,
     )
+
+
+def _server_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    authority.issue_cert(*NAMES).configure_cert(context)
+    return context
 
 
 def _write_private(path: Path, content: bytes) -> None:

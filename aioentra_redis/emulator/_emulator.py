@@ -15,6 +15,7 @@ from ._options import Options
 from ._policies import AZURE_BLOCKED_COMMANDS
 from ._process import EmulatorProcess
 from ._records import Identity, Log, OpenConnection, StartDetails
+from ._server_control import ServerControl
 from ._settings import Settings
 
 __all__ = ["Emulator"]
@@ -22,7 +23,7 @@ __all__ = ["Emulator"]
 Policy = Literal["owner", "contributor", "reader"]
 
 
-class Emulator(IdentityControl):
+class Emulator(IdentityControl, ServerControl):
     """Entra ID, managed identity and a token-enforcing Redis in a process of their own.
 
     Use it as an asynchronous context manager, or as a plain one where there is no event loop
@@ -253,17 +254,6 @@ class Emulator(IdentityControl):
             changes["refresh_in"] = refresh_in
         await self._call("configure", **changes)
 
-    async def refuse_auth(self, times: int | None = None) -> None:
-        """Refuse good tokens ``times`` times, or until told otherwise."""
-        await self._call("refuse_auth", times=times)
-
-    async def delay_auth(self, seconds: float) -> None:
-        """Answer AUTH, and HELLO with AUTH, so many seconds later.
-
-        What follows on the same connection waits its turn; other connections don't notice.
-        """
-        await self._call("delay_auth", seconds=seconds)
-
     async def revoke(self, object_id: str) -> None:
         """Take an identity's access away: its tokens are refused, its connections last until
         theirs expire. ``set_policy`` or ``heal`` gives it back."""
@@ -272,25 +262,6 @@ class Emulator(IdentityControl):
     async def set_policy(self, object_id: str, policy: Policy) -> None:
         """Assign an access policy to an object ID, known or not; open connections feel it."""
         await self._call("set_policy", object_id=object_id, policy=policy)
-
-    async def drop_connections(
-        self, *, connection: int | None = None, object_id: str | None = None
-    ) -> int:
-        """Cut all connections, one by its number in the log, or those of one identity.
-
-        Returns how many there were.
-        """
-        dropped: int = await self._call(
-            "drop_connections", connection=connection, object_id=object_id
-        )
-        return dropped
-
-    async def restart_server(self, *, keep_data: bool = False, downtime: float = 0.0) -> None:
-        """Kill the server and start it again ``downtime`` seconds later.
-
-        Connections end; until it is back, new ones are accepted and closed at once.
-        """
-        await self._call("restart_server", keep_data=keep_data, downtime=downtime)
 
     async def heal(self) -> None:
         """Remove every fault; what hangs or is delayed goes on."""

@@ -13,12 +13,14 @@ import contextlib
 import itertools
 import logging
 import ssl
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from socket import IPPROTO_TCP, TCP_NODELAY, socket
+from socket import IPPROTO_TCP, SO_LINGER, SOL_SOCKET, TCP_NODELAY, socket
 
+from ._damage import NOTHING, Damage
 from ._directory import Events
 from ._gate import Gate
 from ._records import AuthAttempt, CloseReason, ConnectionClose, Listener, OpenConnection
@@ -31,6 +33,9 @@ logger = logging.getLogger("aioentra_redis.emulator.front")
 
 BUFFER = 1024 * 1024
 """Bytes that may wait for one peer before the other one is no longer read."""
+
+FLUSH_INTERVAL = 0.002
+"""Seconds between two looks whether the bytes before a break are on their way."""
 
 CLOSE_GRACE = 1.0
 """Seconds that a client gets to read what was sent before its connection is cut."""
@@ -104,6 +109,8 @@ class ClientConnection(asyncio.Protocol):
         self._waiting: deque[bytes | SignIn] = deque()
         self._expiry: asyncio.TimerHandle | None = None
         self._ended = False
+        self._damage: Damage | None = None
+        self._abandoned = False
         self.listener: Listener = listener
         self.number = front.next_number()
         self.object_id: str | None = None
@@ -121,10 +128,15 @@ class ClientConnection(asyncio.Protocol):
         with contextlib.suppress(OSError):  # macOS refuses it for a peer that is gone already
             transport.get_extra_info("socket").setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         self._front.connections.add(self)
+        faults = self._front.faults
+        if faults.new_frozen:
+            self.damage().freeze(executes=faults.new_executes)
         self.valve.shut("connecting")
         self._connecting = asyncio.create_task(self._connect())
 
     def data_received(self, data: bytes) -> None:
+        if self._damage is not None:
+            data = NOTHING if self._ended else self._damage.requests(data)
         items = self._session.receive_from_client(data)
         if self._blocked:
             self._waiting.extend(items)
@@ -170,8 +182,13 @@ class ClientConnection(asyncio.Protocol):
         session.receive_from_server(data)
         if session.outcomes:
             self._settle()
-        if not self.transport.is_closing():
+        breaks = False
+        if self._damage is not None:
+            data, breaks = self._damage.replies(data)
+        if data and not self.transport.is_closing():
             self.transport.write(data)
+        if breaks:
+            self._break()
 
     # ----------------------------------------------------------------------------- the requests
 
@@ -184,8 +201,10 @@ class ClientConnection(asyncio.Protocol):
                 self._waiting.append(item)
             elif isinstance(item, bytes):
                 write(item)
+            elif self._front.faults.auth_hangs.take():
+                self._postpone(item, None)
             elif self._front.faults.auth_delay > 0:
-                self._postpone(item)
+                self._postpone(item, self._front.faults.auth_delay)
             else:
                 self._judge(item)
 
@@ -195,11 +214,13 @@ class ClientConnection(asyncio.Protocol):
         self._server.transport.write(self._session.decide(sign_in, verdict))
         self._settle()
 
-    def _postpone(self, sign_in: SignIn) -> None:
+    def _postpone(self, sign_in: SignIn, delay: float | None) -> None:
+        """Judge a sign-in, and what follows, so many seconds later; None is until healed."""
         self._blocked = True
         self._delayed = sign_in
+        if delay is None:
+            return  # reading goes on: the client may give up, and that is to be noticed
         self.valve.shut("sign-in is delayed")
-        delay = self._front.faults.auth_delay
         self._delay = asyncio.get_running_loop().call_later(delay, self.end_delay)
 
     def end_delay(self) -> None:
@@ -210,6 +231,7 @@ class ClientConnection(asyncio.Protocol):
         self._delayed = None
         if self._delay is not None:
             self._delay.cancel()
+            self._delay = None
         self._judge(sign_in)
         self._resume()
         if not self._blocked:
@@ -273,9 +295,69 @@ class ClientConnection(asyncio.Protocol):
         logger.debug("connection %d ended: %s", self.number, reason)
         if reason == "dropped":
             self.transport.abort()
-        else:
-            self.transport.close()
-            asyncio.get_running_loop().call_later(CLOSE_GRACE, self.transport.abort)
+        elif not (self._abandoned or (self._damage is not None and self._damage.frozen)):
+            self._close()  # else nobody can be told before it is healed
+
+    def _close(self) -> None:
+        self.transport.close()
+        asyncio.get_running_loop().call_later(CLOSE_GRACE, self.transport.abort)
+
+    # ------------------------------------------------------------------------------- the damage
+
+    @property
+    def open(self) -> bool:
+        """Whether neither side has ended it, as far as this side knows."""
+        return not (self._ended or self.transport.is_closing())
+
+    def damage(self) -> Damage:
+        """What is wrong with the wire, for the asking to add to it."""
+        if self._damage is None:
+            self._damage = Damage()
+        return self._damage
+
+    def abandon(self) -> None:
+        """Leave the client alone with its half of the connection."""
+        self._abandoned = True
+        self.valve.shut("abandoned")
+        self.end("server")
+        if self._server is not None:
+            self._server.transport.abort()
+
+    def inject(self, data: bytes) -> None:
+        """Write raw bytes to the client."""
+        self.transport.write(data)
+
+    def _break(self) -> None:
+        """Reset the connection, once what was written before is on its way."""
+        if self.transport.get_write_buffer_size() and not self.transport.is_closing():
+            asyncio.get_running_loop().call_later(FLUSH_INTERVAL, self._break)
+            return
+        self._linger()
+        self.end("dropped")
+
+    def _linger(self) -> None:
+        """Have the socket end with a reset in place of a goodbye."""
+        with contextlib.suppress(OSError):  # it is closed already
+            on_for_no_time = struct.pack("ii", 1, 0)
+            wire = self.transport.get_extra_info("socket")
+            wire.setsockopt(SOL_SOCKET, SO_LINGER, on_for_no_time)
+
+    def heal(self) -> None:
+        """Let go on what is delayed or frozen; what has ended meanwhile ends now."""
+        if self._abandoned:
+            self._linger()
+            self.transport.abort()
+            return
+        damage, self._damage = self._damage, None
+        if damage is not None:
+            requests, replies = damage.thaw()
+            if replies and not self.transport.is_closing():
+                self.transport.write(replies)
+            if self._ended:
+                self._close()
+            elif requests:
+                self.data_received(requests)
+        self.end_delay()
 
 
 class Front:
@@ -340,14 +422,48 @@ class Front:
             each.end("dropped")
         return len(chosen)
 
-    def end_delays(self) -> None:
-        """Let every delayed sign-in go on."""
+    def freeze(self, *, connection: int | None, executes: bool) -> int:
+        """Let nothing come back any more. Returns on how many connections."""
+        chosen = self._chosen(connection)
+        for each in chosen:
+            each.damage().freeze(executes=executes)
+        return len(chosen)
+
+    def abandon(self, *, connection: int | None) -> int:
+        """Leave connections half open. Returns how many."""
+        chosen = self._chosen(connection)
+        for each in chosen:
+            each.abandon()
+        return len(chosen)
+
+    def cut_replies(self, after: int, *, connection: int | None) -> int:
+        """Reset connections after so many more bytes of replies. Returns how many."""
+        chosen = self._chosen(connection)
+        for each in chosen:
+            each.damage().break_after(after)
+        return len(chosen)
+
+    def inject(self, data: bytes, *, connection: int | None) -> int:
+        """Write raw bytes to clients. Returns to how many."""
+        chosen = self._chosen(connection)
+        for each in chosen:
+            each.inject(data)
+        return len(chosen)
+
+    def _chosen(self, connection: int | None) -> list[ClientConnection]:
+        return [
+            each for each in self.connections if connection in (None, each.number) and each.open
+        ]
+
+    def heal(self) -> None:
+        """Let everything go on that is delayed, frozen or abandoned."""
         for each in list(self.connections):
-            each.end_delay()
+            each.heal()
 
     async def aclose(self) -> None:
         """Stop listening and cut every connection."""
         for server in self._servers:
             server.close()
+        self.heal()
         self.drop()
         await asyncio.sleep(0)

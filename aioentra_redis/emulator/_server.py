@@ -96,10 +96,14 @@ class Server:
         self._output: deque[str] = deque(maxlen=20)
         self._drain: asyncio.Task[None] | None = None
 
-    async def start(self, policies: Mapping[str, str]) -> None:
-        """Start the server with one user for each object ID; return when it answers."""
+    async def start(self, policies: Mapping[str, str], *, load_delay: int = 0) -> None:
+        """Start the server with one user for each object ID; return when it answers.
+
+        It takes ``load_delay`` microseconds longer for each key of saved data, and may answer with
+        LOADING meanwhile.
+        """
         configuration = self._directory / "server.conf"
-        configuration.write_text(self._configuration(policies))
+        configuration.write_text(self._configuration(policies, load_delay))
         self.path.unlink(missing_ok=True)
         self._output.clear()
         self._process = await asyncio.create_subprocess_exec(
@@ -161,6 +165,11 @@ class Server:
             await self.execute(self._shutdown, "SAVE")
         await self.stop()
 
+    async def delay_per_key(self, seconds: float) -> int:
+        """The ``load_delay`` with which loading what is there now takes so many seconds."""
+        keys = int(await self.execute("DBSIZE"))
+        return max(1, round(seconds * 1e6 / keys)) if keys else 0
+
     def forget(self) -> None:
         """Remove saved data."""
         (self._directory / "dump.rdb").unlink(missing_ok=True)
@@ -170,7 +179,10 @@ class Server:
         await self.execute("ACL", "SETUSER", object_id, *acl_rules(policy, self.secret))
 
     async def clear(self) -> None:
-        """Remove data and scripts."""
+        """Remove data and scripts, once they are loaded."""
+        async with asyncio.timeout(START_TIMEOUT):
+            while "loading:1" in await self.execute("INFO", "persistence"):  # noqa: ASYNC110
+                await asyncio.sleep(POLL_INTERVAL)
         await self.execute("FLUSHALL")
         await self.execute("SCRIPT", "FLUSH")
 
@@ -190,7 +202,7 @@ class Server:
         finally:
             writer.close()
 
-    def _configuration(self, policies: Mapping[str, str]) -> str:
+    def _configuration(self, policies: Mapping[str, str], load_delay: int = 0) -> str:
         lines = [
             "port 0",
             f'unixsocket "{self.path}"',
@@ -205,6 +217,9 @@ class Server:
             "user default off",
             f"user {MASTER} on {password_hash(self._master_secret)} +@all ~* &*",
         ]
+        if load_delay:
+            lines.append(f"key-load-delay {load_delay}")
+            lines.append("loading-process-events-interval-bytes 1024")  # to answer between keys
         for object_id, policy in policies.items():
             rules = POLICIES[policy]
             lines.append(f"user {object_id} on {password_hash(self.secret)} &* {rules}")

@@ -122,6 +122,9 @@ class Faults:
 
     identity_delay: float
     auth_delay: float
+    auth_hangs: Countdown
+    new_frozen: bool
+    new_executes: bool
     failure: IdentityFailure
     failures: Countdown
     cut: Cut
@@ -138,6 +141,9 @@ class Faults:
     def _clear(self) -> None:
         self.identity_delay = 0.0
         self.auth_delay = 0.0
+        self.auth_hangs = Countdown()
+        self.new_frozen = False  # and whether the server runs what such a connection sends:
+        self.new_executes = False
         self.failure = IdentityFailure()
         self.failures = Countdown()
         self.cut = Cut()

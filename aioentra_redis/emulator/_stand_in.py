@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import secrets
@@ -46,6 +47,7 @@ class StandIn:
         self._faults = Faults()
         self._policies: dict[str, str] = {}
         self._sites: list[Site] = []
+        self._presented = "good"
         self._stack = contextlib.AsyncExitStack()
 
     # ------------------------------------------------------------------------------ start and end
@@ -76,6 +78,7 @@ class StandIn:
 
         principal = identities["service_principal"]
         certificates = make_certificates(directory, principal.client_id)
+        self._certificates = certificates
         issuer = TokenIssuer(TENANT_ID, clock=time.time)
         self._directory = Directory(
             identities.values(),
@@ -109,7 +112,7 @@ class StandIn:
         )
         self._stack.push_async_callback(self._front.aclose)
         secure = loopback_sockets(options.port)
-        await self._front.listen(secure, "tls", certificates.server_context)
+        await self._front.listen(secure, "tls", certificates.redis_context)
         plaintext = loopback_sockets(options.plaintext_port, v6=False)
         await self._front.listen(plaintext, "plaintext")
 
@@ -162,18 +165,24 @@ class StandIn:
     def methods(self) -> dict[str, Method]:
         """What can be called through the control channel, by name."""
         return {
+            "abandon_connections": self.abandon_connections,
             "configure": self.configure,
             "connections": self.connections,
             "cut_identity": self.cut_identity,
+            "cut_replies": self.cut_replies,
             "delay_auth": self.delay_auth,
             "delay_identity": self.delay_identity,
             "drop_connections": self.drop_connections,
             "fail_identity": self.fail_identity,
+            "freeze_connections": self.freeze_connections,
+            "hang_auth": self.hang_auth,
             "hang_identity": self.hang_identity,
             "heal": self.heal,
+            "inject_reply": self.inject_reply,
             "issue_token": self.issue_token,
             "log": self.log,
             "next_tokens": self.next_tokens,
+            "present_certificate": self.present_certificate,
             "refuse_auth": self.refuse_auth,
             "refuse_identity": self.refuse_identity,
             "reset": self.reset,
@@ -227,6 +236,9 @@ class StandIn:
     async def delay_auth(self, *, seconds: float) -> None:
         self._faults.auth_delay = seconds
 
+    async def hang_auth(self, *, times: int | None) -> None:
+        self._faults.auth_hangs = Countdown(times)
+
     async def revoke(self, *, object_id: str) -> None:
         self._faults.revoked.add(object_id.lower())
 
@@ -242,19 +254,43 @@ class StandIn:
     async def drop_connections(self, *, connection: int | None, object_id: str | None) -> int:
         return self._front.drop(connection=connection, object_id=object_id)
 
-    async def restart_server(self, *, keep_data: bool, downtime: float) -> None:
+    async def freeze_connections(self, *, connection: int | None, new: bool, execute: bool) -> int:
+        if new:
+            self._faults.new_frozen, self._faults.new_executes = True, execute
+        return self._front.freeze(connection=connection, executes=execute)
+
+    async def abandon_connections(self, *, connection: int | None) -> int:
+        return self._front.abandon(connection=connection)
+
+    async def cut_replies(self, *, after: int, connection: int | None) -> int:
+        if after < 0:
+            raise ValueError("after= is a number of bytes, 0 or more")
+        return self._front.cut_replies(after, connection=connection)
+
+    async def inject_reply(self, *, data: str, connection: int | None) -> int:
+        return self._front.inject(base64.b64decode(data), connection=connection)
+
+    async def present_certificate(self, *, kind: str) -> None:
+        if kind != self._presented:
+            self._certificates.present(kind)
+            self._presented = kind
+
+    async def restart_server(self, *, keep_data: bool, downtime: float, loading: float) -> None:
         if keep_data:
+            delay = await self._server.delay_per_key(loading) if loading else 0
             await self._server.save_and_stop()
         else:
+            delay = 0
             await self._server.stop()
             self._server.forget()
         await asyncio.sleep(downtime)
-        await self._server.start(self._policies)
-        self._server.forget()
+        await self._server.start(self._policies, load_delay=delay)
+        self._server.forget()  # it is open by now if it is still being loaded
 
     async def heal(self) -> None:
         self._faults.heal()
-        self._front.end_delays()
+        self._front.heal()
+        await self.present_certificate(kind="good")
         self._directory.forget_tokens()
         for site in self._sites:
             await site.start()

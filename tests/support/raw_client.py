@@ -69,6 +69,17 @@ class RawClient:
             except (EOFError, ConnectionError):
                 return replies
 
+    async def raw_until_error(self) -> tuple[bytes, Exception | None]:
+        """Every byte up to the end of the connection, and how it ended: None for a goodbye."""
+        got = bytes(self._buffer)
+        try:
+            async with asyncio.timeout(DEADLINE):
+                while more := await self._reader.read(1):
+                    got += more
+        except ConnectionError as error:
+            return got, error
+        return got, None
+
     async def ended(self) -> bool:
         """Wait for the other side to close; False if it sends something instead."""
         try:
