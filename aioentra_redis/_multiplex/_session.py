@@ -28,6 +28,7 @@ from .._lifecycle import Home
 from .._redaction import without_tracebacks
 from .._schedule import AUTH_TIMEOUT, IDLE_PING
 from ..errors import CommandTimeoutError, ConnectionLostError
+from ._ending import Ending, ignore_outcome
 from ._engine import Engine, Packed, Patient, ProtocolViolation
 from ._reauth import Ledger
 
@@ -63,7 +64,7 @@ _CLOSED_BY_PEER = (
 _numbers = itertools.count(1)
 
 
-class Session(asyncio.Protocol):
+class Session(Ending):
     """One authenticated connection, shared by every coroutine of a client.
 
     ``on_lost`` is called once, with the session and the cause, None if it was closed on purpose.
@@ -79,7 +80,7 @@ class Session(asyncio.Protocol):
         self._loop = loop = asyncio.get_running_loop()
         self._home = Home("the client")
         self._home.check()
-        self._dialed = dialed
+        self.dialed = dialed
         self._on_lost = on_lost
         self.pack = dialed.pack
         self._create_future = loop.create_future
@@ -354,14 +355,14 @@ class Session(asyncio.Protocol):
             self._end_if_drained()
 
     def _dispatch_push(self, push: Any) -> None:
-        task = self._loop.create_task(self._dialed.dispatch_push(push))
+        task = self._loop.create_task(self.dialed.dispatch_push(push))
         self._pushes.add(task)
         task.add_done_callback(self._pushes.discard)
 
     # -- time ------------------------------------------------------------------------------------
 
     def _watch_interval(self) -> float:
-        timeout = self._dialed.socket_timeout
+        timeout = self.dialed.socket_timeout
         return min(WATCH_INTERVAL, timeout / 4) if timeout else WATCH_INTERVAL
 
     def _watch(self) -> None:
@@ -371,16 +372,16 @@ class Session(asyncio.Protocol):
         self._watchdog = self._loop.call_later(self._watch_interval(), self._watch)
         if self.on_watch is not None:
             self.on_watch()
-        timeout = self._dialed.socket_timeout
+        timeout = self.dialed.socket_timeout
         if self._auth_position is not None and now > self._auth_deadline:
             self._stop_waiting_for_auth()
         oldest = self._engine.oldest_written_at()
         if oldest is None:
             if not self._engine.in_flight and now - self._last_received > (
-                self._dialed.health_check_interval or IDLE_PING
+                self.dialed.health_check_interval or IDLE_PING
             ):
                 self._last_received = now  # one PING per interval, whatever becomes of it
-                self.submit(("PING",)).add_done_callback(_ignore_outcome)
+                self.submit(("PING",)).add_done_callback(ignore_outcome)
             return
         if not timeout:
             return
@@ -422,24 +423,6 @@ class Session(asyncio.Protocol):
             self._transport.abort()
         self._end(None)
 
-    async def wait_closed(self) -> None:
-        """Wait until the socket is closed."""
-        await asyncio.shield(self._lost)
-
-    def eof_received(self) -> bool:
-        """The server has ended its side (called by the transport, which then closes)."""
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is closed (called by the transport)."""
-        self._dialed.release(self._original, exc)
-        text = f"the connection to {self.host} was closed by the server"
-        cause = ConnectionLostError(text if exc is None else f"{text}: {exc}")
-        cause.__cause__ = exc
-        self._end(cause)
-        if not self._lost.done():
-            self._lost.set_result(None)
-
     def _end(self, cause: Exception | None) -> None:
         if self.closed:
             return
@@ -458,14 +441,6 @@ class Session(asyncio.Protocol):
             self._transport.abort()  # nobody waits for what is still in the buffers
         self.ledger.close()
         self._on_lost(self, cause)
-
-    def _loss(self, written: bool) -> ConnectionLostError:
-        error = ConnectionLostError(
-            str(self.cause) if self.cause else f"the connection to {self.host} was closed"
-        )
-        error.written = written
-        error.__cause__ = self.cause
-        return error
 
 
 def _size(batch: Sequence[Packed]) -> int:
@@ -489,8 +464,3 @@ def _write_in_pieces(write: Callable[[bytes], None], batch: list[Packed]) -> Non
             write(piece)
     if small:
         write(b"".join(small))
-
-
-def _ignore_outcome(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled():
-        future.exception()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from .._redaction import without_tracebacks
 from .._schedule import IDLE_PING
 from ..errors import ConnectionLostError
+from ._ending import Ending, ignore_outcome
 from ._engine import ProtocolViolation, Waiter
 from ._reauth import Ledger
 from ._subscriber import Backlog, Realm, Subscriber
@@ -83,7 +84,7 @@ class Inbox(Backlog):
         return True
 
 
-class SubscriberSession(asyncio.Protocol):
+class SubscriberSession(Ending):
     """One authenticated connection of a subscriber.
 
     ``on_lost`` is called once, with the session and the cause, None if it was closed on purpose.
@@ -146,7 +147,7 @@ class SubscriberSession(asyncio.Protocol):
         Raises redis-py's DataError or ``ConnectionLostError``; then nothing was written.
         """
         if self.closed:
-            raise self._loss()
+            raise self._loss(written=False)
         if isinstance(args[0], (str, bytes)) and len(words := args[0].split()) > 1:
             args = (*words, *args[1:])
         packed = self.dialed.pack(args)
@@ -157,13 +158,13 @@ class SubscriberSession(asyncio.Protocol):
             cause = ConnectionLostError(f"writing to {self.host} failed: {exc}")
             cause.__cause__ = without_tracebacks(exc)
             self._end(cause)
-            raise self._loss() from None
+            raise self._loss(written=False) from None
         self.regulate()
 
     def ask(self, *args: Any) -> asyncio.Future[Any]:
         """Write one command whose outcome is the future's; the reader gets nothing of it."""
         future: asyncio.Future[Any] = self._loop.create_future()
-        future.add_done_callback(_ignore_outcome)
+        future.add_done_callback(ignore_outcome)
         self.send(args, future)
         return future
 
@@ -191,9 +192,9 @@ class SubscriberSession(asyncio.Protocol):
         The future is done with it, and fails with the connection.
         """
         future: asyncio.Future[None] = self._loop.create_future()
-        future.add_done_callback(_ignore_outcome)
+        future.add_done_callback(ignore_outcome)
         if self.closed:
-            future.set_exception(self._loss())
+            future.set_exception(self._loss(written=False))
         else:
             self._marker = (marker, action, future)
         return future
@@ -267,49 +268,18 @@ class SubscriberSession(asyncio.Protocol):
         """Close at once. Idempotent."""
         self._end(None)
 
-    async def wait_closed(self) -> None:
-        """Wait until the socket is closed and redis-py's objects have heard of it."""
-        await asyncio.shield(self._lost)
-
-    def eof_received(self) -> bool:
-        """The server has ended its side (called by the transport, which then closes)."""
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The socket is closed (called by the transport)."""
-        self.dialed.release(self._original, exc)
-        text = f"the connection to {self.host} was closed by the server"
-        cause = ConnectionLostError(text if exc is None else f"{text}: {exc}")
-        cause.__cause__ = exc
-        self._end(cause)
-        if not self._lost.done():
-            self._lost.set_result(None)
-
     def _end(self, cause: Exception | None) -> None:
         if self.closed:
             return
         self.closed = True
         self.cause = cause
         self._watchdog.cancel()
-        self._subscriber.connection_lost(lambda _written: self._loss())
+        self._subscriber.connection_lost(self._loss)
         if self._marker is not None:
             if not self._marker[2].done():
-                self._marker[2].set_exception(self._loss())
+                self._marker[2].set_exception(self._loss(written=False))
             self._marker = None
         self._writable.set()
         self._transport.abort()  # there is nothing in the buffers that anybody waits for
         self.ledger.close()
         self._on_lost(self, cause)
-
-    def _loss(self) -> ConnectionLostError:
-        error = ConnectionLostError(
-            str(self.cause) if self.cause else f"the connection to {self.host} was closed"
-        )
-        error.__cause__ = self.cause
-        return error
-
-
-def _ignore_outcome(future: asyncio.Future[Any]) -> None:
-    """Whoever asked may have stopped to care; that is no reason for asyncio to complain."""
-    if not future.cancelled():
-        future.exception()

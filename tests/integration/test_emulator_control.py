@@ -292,7 +292,7 @@ async def test_a_restart_that_keeps_data_keeps_all_that_was_answered(entra_emula
 
     for turn in range(4):
         counters = [asyncio.create_task(count(f"{turn}:{n}")) for n in range(20)]
-        while len(answered) < 20 * (turn + 1):
+        while len(answered) < 20 * (turn + 1):  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.005)
         await entra_emulator.restart_server(keep_data=True)
         await asyncio.gather(*counters)
