@@ -8,13 +8,17 @@ from ._adapters import EntraCredentialProvider, entra_kwargs
 from ._client import EntraRedis
 from ._cluster import EntraRedisCluster
 from ._connect import connect
+from ._event_streams import EventStream
 from ._events import (
+    AcquisitionEnded,
+    AuthTrigger,
     ConnectionClosed,
     ConnectionOpened,
     ConnectionReplaced,
     ConnectionState,
     ConnectionStatus,
     Event,
+    EventsDropped,
     MessagesMayBeMissing,
     Reauthenticated,
     ReauthenticationFailed,
@@ -52,6 +56,8 @@ from .errors import (
 )
 
 __all__ = [
+    "AcquisitionEnded",
+    "AuthTrigger",
     "ClosedError",
     "ClusterModeError",
     "CommandRefusedError",
@@ -70,6 +76,8 @@ __all__ = [
     "EntraRedisCluster",
     "EntraRedisError",
     "Event",
+    "EventStream",
+    "EventsDropped",
     "ForkedError",
     "IdentityChangedError",
     "InsecureConnectionError",

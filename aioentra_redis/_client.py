@@ -15,6 +15,7 @@ import redis.asyncio
 
 from ._commands import Commands
 from ._dedicated import DedicatedConnections, dedicated_of
+from ._event_streams import EventStream, EventStreams
 from ._events import ConnectionStatus, EventCallback, EventHub
 from ._mode import is_cluster_node
 from ._multiplex._connection import MultiplexedConnection
@@ -63,7 +64,9 @@ class EntraRedis(Commands):
       shared, such as ``{"MY.BLOCKING": "dedicated"}``;
     - ``max_dedicated_connections`` (100): how many connections the pool may hold besides the
       shared one, for blocking commands, WATCH, MONITOR and ``client()``;
-    - ``on_event``: called with every event, see :mod:`aioentra_redis`;
+    - ``on_event``: called with every event of the client and its token source, in the loop and
+      at the very moment, so it should return at once; what it raises is logged and changes
+      nothing. :meth:`events` is the same as an iterator;
     - ``allow_plaintext``, ``allow_insecure_tls`` (False): lift a rule about tokens, see the errors
       that they lift;
 
@@ -95,6 +98,7 @@ class EntraRedis(Commands):
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
         self._stop_listening: list[Callable[[], None]] = []
+        self._streams = EventStreams()
         self._subscribers = SubscriberPool()
         check_sign_in(token_source, credential)
         times = given_seconds(recovery_timeout=recovery_timeout, close_timeout=close_timeout)
@@ -245,6 +249,7 @@ class EntraRedis(Commands):
         for stop in self._stop_listening:
             stop()
         self._stop_listening.clear()
+        self._streams.close()
 
     def _check_open(self) -> None:
         """Raise ``ClosedError`` after ``aclose()``, or open again where redis-py would."""
@@ -255,6 +260,7 @@ class EntraRedis(Commands):
         if self._closing is None or not self._closing.done():
             raise ClosedError("this client is being closed")
         self._closed, self._closing = False, None
+        self._streams = EventStreams()
         self._share()
         self._listen()
 
@@ -295,6 +301,7 @@ class EntraRedis(Commands):
         clone._subscribers = SubscriberPool()
         clone._owned_source = clone._closing = clone._on_event = None
         clone._stop_listening = []
+        clone._streams = EventStreams()
         clone.auto_close_connection_pool = False
         clone.connection = None
         if clone._multiplexed is not None and not clone._closed:
@@ -305,6 +312,15 @@ class EntraRedis(Commands):
         """The ledger: for each connection its token's version and expiry, state and last AUTH."""
         owners = (self._multiplexed, self._subscribers, self._dedicated)
         return [row for owner in owners if owner is not None for row in owner.status()]
+
+    def events(self) -> EventStream:
+        """An async iterator over the events of this client and its token source from now on.
+
+        It ends when the client has been closed; see :class:`EventStream`. Clients that share a
+        pool share its events.
+        """
+        source = self.token_source
+        return self._streams.open(self._hub, *(() if source is None else (source,)))
 
     async def is_cluster_node(self) -> bool:
         """Whether the server is a node of an OSS cluster."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 from redis import exceptions as redis_exceptions
 
 from ._events import (
+    AuthTrigger,
     ConnectionClosed,
     ConnectionOpened,
     ConnectionState,
@@ -162,7 +163,9 @@ class DedicatedConnection:
             self._refused = token.version  # the task finds out for itself, and what to do then
         elif not self.closed:
             self.ledger.accepted(token, now=self._keeper.source.now(), latency=seconds)
-            self._keeper.hub.emit(Reauthenticated(self.name, self.host, token.version, seconds))
+            self._keeper.hub.emit(
+                Reauthenticated(self.name, self.host, token.version, seconds, AuthTrigger.COMMAND)
+            )
 
     def ended(self) -> None:
         """The connection was closed, by whomever, or somebody else keeps it from now on."""

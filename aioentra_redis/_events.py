@@ -1,7 +1,7 @@
 """Typed events and status records, and the hub that hands events to listeners.
 
-Events are frozen dataclasses: one callback receives them all and tells them apart by class. No
-event and no status carries a token.
+Events are frozen dataclasses: one callback, or one iterator (``_event_streams.py``), receives them
+all and tells them apart by class. No event and no status carries a token.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 __all__ = [
+    "AcquisitionEnded",
+    "AuthTrigger",
     "ConnectionClosed",
     "ConnectionOpened",
     "ConnectionReplaced",
@@ -20,6 +22,7 @@ __all__ = [
     "Event",
     "EventCallback",
     "EventHub",
+    "EventsDropped",
     "MessagesMayBeMissing",
     "Reauthenticated",
     "ReauthenticationFailed",
@@ -56,9 +59,44 @@ class ConnectionState(enum.Enum):
     CLOSED = "closed"
 
 
+class AuthTrigger(enum.Enum):
+    """What had a newer token sent on a living connection."""
+
+    RENEWAL = "renewal"
+    """The connection's own time for it had come, or it was replaced at that time."""
+    PROBE = "probe"
+    """The token had been refused or left unanswered before, and was tried again."""
+    COMMAND = "command"
+    """Its deadline had passed, so it went in front of the owner's next command."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Base class of all events."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventsDropped(Event):
+    """An iterator was read too slowly: ``count`` events that came next were dropped, oldest first.
+
+    Only the iterator that lost them gets it, in their place.
+    """
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class AcquisitionEnded(Event):
+    """One attempt to get a token has ended, after ``seconds``.
+
+    ``outcome`` is ``"published"``, ``"unchanged"`` (the credential returned the token that is in
+    use) or ``"failed"``; only then is there an ``error``.
+    """
+
+    source: str
+    outcome: str
+    seconds: float
+    error: Exception | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,17 +159,19 @@ class ConnectionReplaced(Event):
 
     old: str
     new: str
+    host: str
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Reauthenticated(Event):
-    """The server accepted a newer token on a living connection."""
+    """The server accepted a newer token on a living connection, after ``latency`` seconds."""
 
     connection: str
     host: str
     token_version: int
     latency: float
+    trigger: AuthTrigger = AuthTrigger.RENEWAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +182,7 @@ class ReauthenticationFailed(Event):
     host: str
     token_version: int
     error: Exception
+    trigger: AuthTrigger = AuthTrigger.RENEWAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +248,8 @@ class ConnectionStatus:
 
 
 EventCallback = Callable[[Event], None]
+"""Called in the event loop, at the very moment of the event: it should return at once, because
+everything else waits meanwhile. What it raises is logged and changes nothing."""
 
 
 class EventHub:

@@ -20,7 +20,9 @@ from types import MappingProxyType
 from . import _schedule as schedule
 from ._acquirer import Acquirer
 from ._broadcast import Broadcast
+from ._event_streams import EventStreams
 from ._events import (
+    AcquisitionEnded,
     EventHub,
     RefreshFailed,
     TokenPublished,
@@ -93,6 +95,7 @@ class Refresher:
         self.name = name
         self.config = config
         self.hub = EventHub()
+        self.streams = EventStreams()
         self.broadcast = Broadcast()
         self.state = S.STARTING
         self.start_error: TokenError | None = None
@@ -118,6 +121,8 @@ class Refresher:
         """Loop time before which no attempt starts: the provider's Retry-After."""
         self._attempt_at: float | None = None
         self._last_attempt_at = 0.0
+        self._attempt_seconds = 0.0
+        """How long the last attempt took."""
         self._burst_failures = 0
         self._failures = 0
         self._acquisitions = 0
@@ -195,6 +200,7 @@ class Refresher:
         while isinstance(outcome := await self._attempt(), TokenError):
             self._failures += 1
             self.last_error = outcome
+            self._report("failed", outcome)
             logger.info("%s: attempt %d to start failed: %s", self.name, attempt, outcome)
             asked = _retry_after(outcome)
             # start() answers soon, if only to say that it has to be later.
@@ -274,6 +280,7 @@ class Refresher:
             return token
         finally:
             self._attempt_at = None
+            self._attempt_seconds = self._now() - self._last_attempt_at
         await self._acquirer.settle(accepted=False)
         return failure
 
@@ -292,7 +299,6 @@ class Refresher:
 
     async def _publish(self, token: Token) -> None:
         """Make ``token`` the current one, then close the credential of the one before."""
-        acquired_in = self._now() - self._last_attempt_at
         self._identity.fix(token)
         self._published = token.version
         self._burst_failures = self._failures = 0
@@ -303,6 +309,7 @@ class Refresher:
         self._set_state(S.FRESH)
         self._settle_start()
         self._warn_if_short_lived(token)
+        self._report("published")
         self.hub.emit(
             TokenPublished(
                 source=self.name,
@@ -310,13 +317,14 @@ class Refresher:
                 oid=token.oid or token.username,
                 expires_on=token.expires_on,
                 lifetime=token.lifetime,
-                acquired_in=acquired_in,
+                acquired_in=self._attempt_seconds,
             )
         )
         await self._acquirer.settle(accepted=True)
 
     def _unchanged(self, token: Token) -> None:
         """The credential had nothing newer: publish nothing and ask again later."""
+        self._report("unchanged")
         current = self.broadcast.current
         assert current is not None
         now = self._clock()
@@ -340,6 +348,7 @@ class Refresher:
 
     def _failed(self, error: TokenError) -> None:
         """An attempt failed: plan the next one, and report when the burst is over."""
+        self._report("failed", error)
         retry = self.config.retry
         self._failures += 1
         self._burst_failures += 1
@@ -362,6 +371,17 @@ class Refresher:
         if over:
             attempts, self._burst_failures = self._burst_failures, 0
             self._burst_over(error, attempts=attempts)
+
+    def _report(self, outcome: str, error: TokenError | None = None) -> None:
+        """Tell how an attempt has ended."""
+        self.hub.emit(
+            AcquisitionEnded(
+                source=self.name,
+                outcome=outcome,
+                seconds=self._attempt_seconds,
+                error=again(error) if error is not None else None,
+            )
+        )
 
     def _burst_over(self, error: TokenError, *, attempts: int) -> None:
         """Tell everybody that renewing failed for now."""
@@ -445,6 +465,7 @@ class Refresher:
         """Enter CLOSED, without waiting for anything."""
         self._set_state(S.CLOSED)
         self.broadcast.close()
+        self.streams.close()
         self._settle_start()
         self._wake.set()
 

@@ -21,6 +21,7 @@ from ._acquirer import Acquirer, Recipe
 from ._broadcast import Subscription
 from ._constructors import Constructors, Scopes
 from ._credentials import credential_object
+from ._event_streams import EventStream
 from ._events import EventCallback, TokenState, TokenStatus
 from ._redaction import again
 from ._refresher import Refresher
@@ -56,7 +57,7 @@ class TokenSource(Constructors):
     :param refresh: when to renew, and how patiently.
     :param name: appears in logs and events; the credential's class by default.
     :param username: what to send as the user name instead of the token's object ID.
-    :param on_event: called with every event of this source, in the loop.
+    :param on_event: called with every event of this source, see :meth:`listen`.
 
     Raises :exc:`ConfigurationError` for unusable arguments.
     """
@@ -233,8 +234,19 @@ class TokenSource(Constructors):
         return self._refresher.status()
 
     def listen(self, callback: EventCallback) -> Callable[[], None]:
-        """Call ``callback`` with every event from now on; returns a function that ends it."""
+        """Call ``callback`` with every event from now on; returns a function that ends it.
+
+        It is called in the loop, at the very moment of the event, so it should return at once;
+        what it raises is logged and changes nothing.
+        """
         return self._refresher.hub.listen(callback)
+
+    def events(self) -> EventStream:
+        """Return an async iterator over the events of this source from now on.
+
+        It ends when the source has been closed; see :class:`EventStream`.
+        """
+        return self._refresher.streams.open(self._refresher.hub)
 
     def now(self) -> float:
         """The wall clock of this source, in seconds since the epoch."""

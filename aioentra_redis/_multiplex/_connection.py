@@ -311,7 +311,7 @@ class MultiplexedConnection:
             return
         self._install(session)
         logger.info("%s takes over from %s: %s", session.name, old.name, reason)
-        self.hub.emit(ConnectionReplaced(old.name, session.name, reason))
+        self.hub.emit(ConnectionReplaced(old.name, session.name, session.host, reason))
         old.ledger.move_to(ConnectionState.DRAINING)
         old.drain()
 

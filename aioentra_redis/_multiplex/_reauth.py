@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .._events import (
+    AuthTrigger,
     ConnectionState,
     ConnectionStatus,
     EventHub,
@@ -262,7 +263,8 @@ class Reauthenticator:
     async def _rotate(self) -> None:
         held = self._ledger.token
         assert held is not None
-        if self._probe.delay is None:
+        trigger = AuthTrigger.RENEWAL if self._probe.delay is None else AuthTrigger.PROBE
+        if trigger is AuthTrigger.RENEWAL:
             # Spread the AUTHs of many connections: each waits its own share of the time that is
             # left until Microsoft's three minutes before the expiry of the token it holds.
             await asyncio.sleep(reauth_delay(held, self._source.now()))
@@ -276,10 +278,11 @@ class Reauthenticator:
                 return
             token = self._source.current or token
             if self._only is way and not self._ended:
-                self._failed(token, ConnectionLostError("no replacement could be had in time"))
+                lost = ConnectionLostError("no replacement could be had in time")
+                self._failed(token, lost, trigger)
                 return
         if not self._ended:
-            await self._in_place(token)
+            await self._in_place(token, trigger)
 
     async def _make_before_break(self, held: Token) -> bool:
         """Try for a replacement; returns False if none could be had in time for AUTH in place."""
@@ -301,7 +304,7 @@ class Reauthenticator:
                 return True
         return True
 
-    async def _in_place(self, token: Token) -> None:
+    async def _in_place(self, token: Token, trigger: AuthTrigger) -> None:
         """AUTH in the connection's own queue; beside it a replacement if the answer is late.
 
         Returns when the outcome is known, or after ``AUTH_TIMEOUT``; the answer is learned from
@@ -316,7 +319,9 @@ class Reauthenticator:
             return  # its loss is dealt with elsewhere
         self._newest_auth = answer
         # First of its callbacks: who waits for the answer below finds it learned.
-        answer.add_done_callback(lambda done: self._answered(done, token, loop.time() - started))
+        answer.add_done_callback(
+            lambda done: self._answered(done, token, loop.time() - started, trigger)
+        )
         await asyncio.wait({answer}, timeout=UNANSWERED_AUTH)
         if answer.done() or self._ended:
             return
@@ -325,7 +330,7 @@ class Reauthenticator:
             while self._connection.held_up and not (answer.done() or self._ended):
                 await asyncio.wait({answer}, timeout=AUTH_TIMEOUT)
             if not (answer.done() or self._ended):
-                self._failed(token, _unanswered())
+                self._failed(token, _unanswered(), trigger)
             return
         replacement = loop.create_task(
             self._replace(self._connection, "an AUTH had no answer after 1 s")
@@ -342,9 +347,11 @@ class Reauthenticator:
         finally:
             await _give_up(replacement)
         if not (answer.done() or self._ended):
-            self._failed(token, _unanswered())
+            self._failed(token, _unanswered(), trigger)
 
-    def _answered(self, answer: asyncio.Future[Any], token: Token, latency: float) -> None:
+    def _answered(
+        self, answer: asyncio.Future[Any], token: Token, latency: float, trigger: AuthTrigger
+    ) -> None:
         """Learn the outcome of an AUTH, in time or late."""
         error = answer.exception()
         newest = answer is self._newest_auth
@@ -352,7 +359,7 @@ class Reauthenticator:
             return
         if error is not None:
             if newest:  # else a newer AUTH is in the FIFO, and its answer decides
-                self._failed(token, without_tracebacks(error))
+                self._failed(token, without_tracebacks(error), trigger)
             return
         took = answer.result()
         if isinstance(took, float):
@@ -362,9 +369,11 @@ class Reauthenticator:
             self._probe.accepted()
             self._ledger.move_to(ConnectionState.AUTHENTICATED)
         connection = self._connection
-        self._hub.emit(Reauthenticated(connection.name, connection.host, token.version, latency))
+        self._hub.emit(
+            Reauthenticated(connection.name, connection.host, token.version, latency, trigger)
+        )
 
-    def _failed(self, token: Token, error: BaseException) -> None:
+    def _failed(self, token: Token, error: BaseException, trigger: AuthTrigger) -> None:
         """The token was refused, or nothing is known of it: the session goes on as it was."""
         connection = self._connection
         logger.warning(
@@ -379,7 +388,9 @@ class Reauthenticator:
             self._ledger.move_to(ConnectionState.STALE)
         if isinstance(error, Exception):
             self._hub.emit(
-                ReauthenticationFailed(connection.name, connection.host, token.version, error)
+                ReauthenticationFailed(
+                    connection.name, connection.host, token.version, error, trigger
+                )
             )
 
 

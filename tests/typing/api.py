@@ -19,6 +19,8 @@ from aioentra_redis import (
     EntraRedisCluster,
     EntraRedisError,
     Event,
+    EventsDropped,
+    EventStream,
     Reauthenticated,
     RefreshFailed,
     RetryConfig,
@@ -79,6 +81,14 @@ async def a_client_is_redis_pys(source: TokenSource) -> None:
     async with client as entered:
         assert_type(entered, EntraRedis)
     await base.aclose()
+
+
+async def events(client: EntraRedis, source: TokenSource) -> None:
+    assert_type(client.events(), EventStream)
+    async for event in source.events():
+        assert_type(event, Event)
+        if isinstance(event, EventsDropped):
+            assert_type(event.count, int)
 
 
 async def sources(credential: ManagedIdentityCredential) -> None:

@@ -59,7 +59,7 @@ def told(*events: Event) -> tuple[Demo, list[str]]:
         (TokenPublished("s", 2, "oid", 0.0, 4.0, 0.01), "token version 2 was acquired in 10.0 ms"),
         (OPENED, "connection-1 opened and signed in with token version 1 in 50.0 ms"),
         (REAUTHENTICATED, "rotation 1 of 2: connection-1 took token version 2"),
-        (ConnectionReplaced("a", "b", "slow"), "rotation 1 of 2: b took over from a: slow"),
+        (ConnectionReplaced("a", "b", "h", "slow"), "rotation 1 of 2: b took over from a: slow"),
         (ConnectionClosed("a", "h", OSError("reset")), "a was lost: reset"),
         (ReauthenticationFailed("a", "h", 2, OSError("no")), "a kept its former token: no"),
         (
