@@ -227,6 +227,12 @@ class EntraRedis(Commands):
         if multiplexed is None:  # `client()`: it may take a connection again, as in redis-py
             self._closing = None
 
+    async def __aexit__(self, *exc_info: Any) -> None:
+        """``aclose``, with the last ``async with`` that ends; cancelling it does not stop it."""
+        # redis-py's own counts first, with an await at which a cancellation would end all of it.
+        leaving = super().__aexit__(*exc_info)  # type: ignore[no-untyped-call]
+        await asyncio.shield(asyncio.ensure_future(leaving))
+
     async def _close(self, close_connection_pool: bool | None) -> None:
         await self._subscribers.aclose()
         if self._multiplexed is not None:

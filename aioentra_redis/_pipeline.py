@@ -10,6 +10,7 @@ The replies are treated as redis-py treats them, down to the text of its errors.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -43,9 +44,6 @@ from ._redis_py import (
     unwrapped,
 )
 from .errors import ClusterModeError, CommandRefusedError
-
-if TYPE_CHECKING:
-    import asyncio
 
 __all__ = ["EntraPipeline"]
 
@@ -89,6 +87,7 @@ class EntraPipeline(Pipeline):
         super().__init__(client.connection_pool, client.response_callbacks, transaction, shard_hint)
         self._client = client  # also keeps it from being collected, and so closed, meanwhile
         self._record: Recording | None = None
+        self._resetting: asyncio.Future[None] | None = None
 
     # -- queueing --------------------------------------------------------------------------------
 
@@ -120,6 +119,24 @@ class EntraPipeline(Pipeline):
         if self._client._route(args) is not Route.SHARED:
             self._may_be_shared(args, immediate=True)
         return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
+
+    async def reset(self) -> None:  # type: ignore[override]
+        """Forget what was queued, and return the connection; cancelling it does not stop it.
+
+        redis-py's own, when cancelled, may keep the connection leased for ever; from 8 on when
+        cancelled twice.
+        """
+        if self._resetting is None:
+            resetting: Any = super().reset()  # type: ignore[no-untyped-call]
+            if self.connection is None:
+                await resetting
+                return
+            self._resetting = asyncio.ensure_future(resetting)
+            self._resetting.add_done_callback(self._was_reset)
+        await asyncio.shield(self._resetting)
+
+    def _was_reset(self, _: asyncio.Future[None]) -> None:
+        self._resetting = None
 
     async def load_scripts(self) -> None:
         """Make sure that the server knows the scripts that are about to be run."""
@@ -167,7 +184,7 @@ class EntraPipeline(Pipeline):
             results = run(stack, wire, repeatable, raise_on_error)
             return await (results if record is None else record.around(results))
         finally:
-            await self.reset()  # type: ignore[no-untyped-call]
+            await self.reset()
 
     def _prepare(self, stack: Sequence[Command]) -> tuple[list[tuple[Any, ...]], bool, bool]:
         """The commands as words, whether they may be shared, and whether they may be repeated.

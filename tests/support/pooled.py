@@ -20,8 +20,8 @@ LIFE = 100.0
 class Place:
     """Clients of one pool of wired connections to one scripted peer."""
 
-    def __init__(self) -> None:
-        self.peer = Peer()
+    def __init__(self, peer: Peer | None = None) -> None:
+        self.peer = peer or Peer()
         self._connection_class = wired(self.peer)
         self.clock = Clock()
         self.credential = Credential(self.clock, life=LIFE)
