@@ -29,6 +29,7 @@ from ._redis_py import (
     attached,
     check_connection_options,
     check_keywords,
+    default_to_host_names,
     default_to_no_retries,
     default_to_resp3,
     limit_connections,
@@ -107,6 +108,7 @@ class EntraRedis(Commands):
         wants_token = token_source is not None or credential is not None
         if wants_token:
             check_alone(kwargs)
+            default_to_host_names(kwargs)
         check_keywords(kwargs)
         self._overrides = checked_overrides(routes)
         self._plans: dict[Any, Plan] = {}

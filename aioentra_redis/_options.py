@@ -1,4 +1,4 @@
-"""What the user asked for: the URL, the environment, and the rules about TLS and plaintext.
+"""What the user asked for: the URL, the environment, and the rule about plaintext.
 
 Pure functions. Everything that is wrong here is refused before a byte is sent and before a token
 is asked for.
@@ -7,8 +7,6 @@ is asked for.
 from __future__ import annotations
 
 import ipaddress
-import ssl
-import warnings
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, urlsplit
@@ -22,7 +20,6 @@ __all__ = [
     "check_host_for_plaintext",
     "check_seconds",
     "check_sign_in",
-    "check_tls",
     "given_seconds",
     "is_loopback",
     "resolve_url",
@@ -178,35 +175,3 @@ def check_host_for_plaintext(host: str, *, allow_plaintext: bool) -> None:
         "rediss:// (Entra authentication is offered over TLS only), a loopback host, or, if the "
         "path is protected by other means, allow_plaintext=True"
     )
-
-
-_WEAK_CERT_REQS = ("none", "optional", ssl.CERT_NONE, ssl.CERT_OPTIONAL)
-
-
-def check_tls(options: Mapping[str, Any], *, allow_insecure_tls: bool) -> None:
-    """Refuse keywords, or options from a URL's query, that turn certificate checks off.
-
-    With ``allow_insecure_tls`` they are let through with a warning.
-    """
-    weaknesses = []
-    check_hostname = options.get("ssl_check_hostname", True)
-    if check_hostname is not None and not check_hostname:
-        weaknesses.append("ssl_check_hostname=False (the host name would not be checked)")
-    cert_reqs = options.get("ssl_cert_reqs", "required")
-    if isinstance(cert_reqs, str):
-        cert_reqs = cert_reqs.lower()
-    if cert_reqs in _WEAK_CERT_REQS or cert_reqs is None:
-        weaknesses.append(f"ssl_cert_reqs={options['ssl_cert_reqs']!s} (any certificate would do)")
-    minimum = options.get("ssl_min_version")
-    if minimum is not None and minimum < ssl.TLSVersion.TLSv1_2:
-        weaknesses.append("ssl_min_version below TLS 1.2")
-    if not weaknesses:
-        return
-    text = " and ".join(weaknesses)
-    if not allow_insecure_tls:
-        raise InsecureConnectionError(
-            f"{text}: whoever sits between could read the token and act as you. Pass the CA that "
-            "signed the server's certificate as ssl_ca_certs= instead; for a throw-away "
-            "test, allow_insecure_tls=True"
-        )
-    warnings.warn(f"insecure TLS allowed: {text}", RuntimeWarning, stacklevel=4)

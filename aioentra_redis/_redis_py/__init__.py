@@ -23,11 +23,13 @@ from ._commands import (
 )
 from ._handover import Dialed, dial, take_over
 from ._in_band import InBand
+from ._peer import SharedTLS
 from ._plain import sign_in_plain
 from ._pools import (
     attach,
     attached,
     check_connection_options,
+    default_to_host_names,
     default_to_no_retries,
     default_to_resp3,
     detach,
@@ -45,7 +47,6 @@ from ._pubsub import decoded, default_retry, exchange, handled_push
 from ._sign_in import (
     Keeper,
     Renewal,
-    SharedTLS,
     SignIn,
     held_by,
     keeper_of,
@@ -74,6 +75,7 @@ __all__ = [
     "command_options",
     "decoded",
     "default_retry",
+    "default_to_host_names",
     "default_to_no_retries",
     "default_to_resp3",
     "detach",

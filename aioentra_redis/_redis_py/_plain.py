@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -20,12 +19,13 @@ import redis
 from redis import exceptions as redis_exceptions
 from redis.asyncio.connection import SSLConnection
 
-from .._options import check_tls
 from .._redaction import without_tracebacks
+from .._tls import check_context, check_tls, weaknesses_of
 from .._traffic import Mode
 from ..errors import ConfigurationError
 from ._in_band import _REFUSALS, InBand, has_ended
-from ._sign_in import SignIn, drop, explained, refuse_plaintext_to_others
+from ._peer import check_peer, drop, is_sealed
+from ._sign_in import SignIn, explained
 
 if TYPE_CHECKING:
     from .._token import Token
@@ -84,10 +84,9 @@ async def sign_in_plain(
             mine = provider.for_one_connection()
             mine.username = connection.username
             connection.credential_provider = mine
-        if isinstance(connection, SSLConnection):
+        if isinstance(connection, SSLConnection) and is_sealed(connection):
             await _check_tls(connection, mine, allow_insecure=allow_insecure_tls)
-        elif not mine.allow_plaintext:
-            refuse_plaintext_to_others(connection)
+        check_peer(connection, mine.tls, allow_plaintext=mine.allow_plaintext)
         await _handshake(connection)
     except BaseException:
         # Before redis-py closes it, politely, or keeps it, which is what it does with errors
@@ -134,27 +133,35 @@ async def _check_tls(connection: Any, mine: SignIn, *, allow_insecure: bool) -> 
     """Refuse a connection that is not sure of its peer, or have it made again, surer.
 
     The hook can't choose the context that a connection is made with, but it sees it before the
-    token is sent. It gives the first good one to all, for when they connect again.
+    token is sent. It gives the first good one to all that have the same options, for when they
+    connect again.
     """
     asked = connection.ssl_context
-    options: dict[str, Any] = {
-        "ssl_cert_reqs": asked.cert_reqs,
-        "ssl_min_version": asked.min_version,
-    }
-    if CHECKS_HOST_NAMES:
-        options["ssl_check_hostname"] = asked.check_hostname
-    if asked.context is not mine.tls.context:
-        check_tls(options, allow_insecure_tls=allow_insecure)
     used = connection._writer.get_extra_info("ssl_object").context
-    sure = used.check_hostname and used.verify_mode == ssl.CERT_REQUIRED
-    if allow_insecure or sure:
-        if mine.tls.context is None:
-            mine.tls.context = used
-        asked.context = mine.tls.context
-        return
-    # redis-py 5 without ssl_check_hostname=True: anybody with some certificate may be there.
+    if not mine.tls.knows(used):
+        options = {f"ssl_{name}": getattr(asked, name, None) for name in _CHECKED}
+        if not CHECKS_HOST_NAMES and not asked.check_hostname:
+            del options["ssl_check_hostname"]  # its default, so nobody asked for it
+        lifted = check_tls(options, allow_insecure_tls=allow_insecure)
+        weak = weaknesses_of(used, lifted=lifted)
+        if not allow_insecure and list(weak) == ["ssl_check_hostname"] and not CHECKS_HOST_NAMES:
+            await _connect_again(connection, mine)
+            return
+        check_context(
+            used, connection._host_error(), allow_insecure_tls=allow_insecure, lifted=lifted
+        )
+    mine.tls.share(connection, used)
+
+
+_CHECKED: Final = (
+    *("cert_reqs", "check_hostname", "min_version", "include_verify_flags", "ciphers"),
+)
+
+
+async def _connect_again(connection: Any, mine: SignIn) -> None:
+    """redis-py 5 without ssl_check_hostname=True: anybody with some certificate may be there."""
     drop(connection)
-    asked.context = None
+    connection.ssl_context.context = None
     await mine.tls.prepare(connection)
     with explained(connection):
         try:

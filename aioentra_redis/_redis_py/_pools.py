@@ -21,6 +21,7 @@ __all__ = [
     "attach",
     "attached",
     "check_connection_options",
+    "default_to_host_names",
     "default_to_no_retries",
     "default_to_resp3",
     "detach",
@@ -182,6 +183,16 @@ def default_to_no_retries(kwargs: dict[str, Any]) -> None:
     """
     if kwargs.get("retry") is None:
         kwargs["retry"] = _Unasked(NoBackoff(), 0)
+
+
+def default_to_host_names(kwargs: dict[str, Any]) -> None:
+    """Have redis-py's own clients check host names unless the user said otherwise.
+
+    ``Redis(ssl=True)`` of redis-py 5 hands its pool ``ssl_check_hostname=False``, which looks as if
+    the user had asked for it.
+    """
+    if kwargs.get("ssl") and kwargs.get("ssl_cert_reqs", "required") == "required":
+        kwargs.setdefault("ssl_check_hostname", True)
 
 
 class _Unasked(Retry):

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import copy
 import functools
-import ssl
-import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -17,18 +15,19 @@ from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.credentials import CredentialProvider
 
 from .._diagnosis import explain
-from .._options import check_alone, check_tls, is_loopback
+from .._options import check_alone
 from .._redaction import without_tracebacks
 from .._schedule import reauth_deadline
+from .._tls import check_tls
 from ..errors import (
     ConfigurationError,
     ConnectionLostError,
     ConnectTimeoutError,
     EntraRedisError,
-    InsecureConnectionError,
 )
 from ._commands import write_packed
 from ._in_band import InBand, has_ended
+from ._peer import SharedTLS, check_peer, drop
 from ._pools import attached
 
 if TYPE_CHECKING:
@@ -40,15 +39,12 @@ K = TypeVar("K", bound="Keeper")
 __all__ = [
     "Keeper",
     "Renewal",
-    "SharedTLS",
     "SignIn",
-    "drop",
     "explained",
     "held_by",
     "keeper_of",
     "let_go_of",
     "no_answer",
-    "refuse_plaintext_to_others",
     "sign_in_with",
     "signs_in_with",
 ]
@@ -81,34 +77,6 @@ class Keeper(Protocol):
 
     def keep(self, connection: Any) -> Renewal | None:
         """``connection`` has signed in, or is handed out without anybody who keeps it so."""
-
-
-class SharedTLS:
-    """The one SSLContext of a client: loading the CA store takes about 20 ms of a core."""
-
-    def __init__(self, *, allow_insecure: bool) -> None:
-        self._allow_insecure = allow_insecure
-        self._lock = threading.Lock()
-        self.context: ssl.SSLContext | None = None
-
-    async def prepare(self, connection: SSLConnection) -> None:
-        """Give ``connection`` the shared context, which the first caller builds in a thread."""
-        if self.context is None:
-            await asyncio.to_thread(self._build, connection)
-        connection.ssl_context.context = self.context
-
-    def _build(self, connection: SSLConnection) -> None:
-        with self._lock:
-            if self.context is not None:
-                return
-            context = connection.ssl_context.get()
-            if not self._allow_insecure:
-                # Whatever redis-py's version defaults to: 5.x does not check host names.
-                context.check_hostname = True
-                context.verify_mode = ssl.CERT_REQUIRED
-                if context.minimum_version < ssl.TLSVersion.TLSv1_2:
-                    context.minimum_version = ssl.TLSVersion.TLSv1_2
-            self.context = context
 
 
 class SignIn(CredentialProvider):
@@ -183,15 +151,12 @@ class _SignedIn:
 
     async def _connect(self) -> None:
         sign_in = self.credential_provider
-        plaintext = True
         if isinstance(self, SSLConnection):
-            plaintext = False
             await sign_in.tls.prepare(self)
         await super()._connect()  # type: ignore[misc]
         self._just_connected = True
         self.transport_ready_at = asyncio.get_running_loop().time()
-        if plaintext and not sign_in.allow_plaintext:
-            refuse_plaintext_to_others(self)
+        check_peer(self, sign_in.tls, allow_plaintext=sign_in.allow_plaintext)
 
     # Whoever asks for the connection gets an error for people, and one whose chain holds no frame
     # of redis-py's sign-in, where the token is a local variable.
@@ -356,27 +321,6 @@ def _translated(connection: Any) -> Iterator[None]:
         raise error from error.__cause__
 
 
-def drop(connection: Any) -> None:
-    """Close at once: over TLS a polite end waits for the peer's."""
-    writer = connection._writer
-    connection._writer = connection._reader = None
-    connection._parser.on_disconnect()
-    if writer is not None:
-        with contextlib.suppress(Exception):
-            writer.transport.abort()
-
-
-def refuse_plaintext_to_others(connection: Any) -> None:
-    """Close ``connection``, and raise, where its peer is not this machine."""
-    peer = connection._writer.get_extra_info("peername")
-    if isinstance(peer, tuple) and not is_loopback(str(peer[0])):
-        drop(connection)
-        raise InsecureConnectionError(
-            f"the plaintext connection reached {peer[0]}, which is not this machine; it was "
-            "closed before the token was sent. Use rediss://"
-        )
-
-
 @functools.cache
 def _signed_in_class(base: Any) -> type[AbstractConnection]:
     """redis-py's connection class with our additions; one class per base, whatever the pool."""
@@ -402,11 +346,13 @@ def sign_in_with(
             "the pool the same token_source="
         )
     check_alone(kwargs)
-    check_tls(kwargs, allow_insecure_tls=allow_insecure_tls)
+    lifted = check_tls(kwargs, allow_insecure_tls=allow_insecure_tls)
+    if "ssl_cert_reqs" in kwargs and "ssl_cert_reqs" not in lifted:
+        kwargs["ssl_cert_reqs"] = "required"  # redis-py 5 takes the word only, others no capitals
     kwargs.pop("password", None)
     kwargs["credential_provider"] = SignIn(
         source,
-        tls=SharedTLS(allow_insecure=allow_insecure_tls),
+        tls=SharedTLS(allow_insecure=allow_insecure_tls, lifted=lifted),
         allow_plaintext=allow_plaintext,
         username=kwargs.pop("username", None),
     )

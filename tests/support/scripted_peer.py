@@ -268,7 +268,7 @@ class Wire(asyncio.Transport):
     """
 
     def __init__(self, peer: Peer | None = None, socket: Any = None) -> None:
-        super().__init__({"socket": socket})
+        super().__init__({"socket": socket, "peername": ""})
         self._loop = asyncio.get_running_loop()
         self._protocol: Any = asyncio.Protocol()
         self.writes: list[bytes] = []

@@ -1,9 +1,6 @@
-"""The URL, the environment, and the rules about TLS and plaintext: tables and messages."""
+"""The URL, the environment, and the rule about plaintext: tables and messages."""
 
 from __future__ import annotations
-
-import ssl
-from typing import Any
 
 import pytest
 
@@ -11,7 +8,6 @@ from aioentra_redis._options import (
     check_alone,
     check_host_for_plaintext,
     check_seconds,
-    check_tls,
     default_port,
     is_loopback,
     resolve_url,
@@ -131,45 +127,3 @@ def test_loopback(host: str, expected: bool):
         for text in (f"to {host} in clear", "nothing was sent", "rediss://", "allow_plaintext"):
             assert text in str(caught.value)
     check_host_for_plaintext(host, allow_plaintext=True)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"ssl_check_hostname": True},
-        {"ssl_check_hostname": None},
-        {"ssl_cert_reqs": "required"},
-        {"ssl_cert_reqs": ssl.CERT_REQUIRED},
-        {"ssl_min_version": ssl.TLSVersion.TLSv1_3},
-        {"ssl_min_version": None},
-    ],
-)
-def test_strong_enough(options: dict[str, Any]):
-    check_tls(options, allow_insecure_tls=False)
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"ssl_check_hostname": False}, "ssl_check_hostname=False"),
-        ({"ssl_cert_reqs": "none"}, "ssl_cert_reqs=none"),
-        ({"ssl_cert_reqs": "NONE"}, "ssl_cert_reqs=NONE"),
-        ({"ssl_cert_reqs": "optional"}, "ssl_cert_reqs=optional"),
-        ({"ssl_cert_reqs": None}, "ssl_cert_reqs=None"),
-        ({"ssl_cert_reqs": ssl.CERT_NONE}, "ssl_cert_reqs="),
-        ({"ssl_min_version": ssl.TLSVersion.TLSv1_1}, "below TLS 1.2"),
-    ],
-)
-def test_too_weak(options: dict[str, Any], says: str):
-    with pytest.raises(InsecureConnectionError) as caught:
-        check_tls(options, allow_insecure_tls=False)
-    for text in (says, "could read the token", "ssl_ca_certs=", "allow_insecure_tls=True"):
-        assert text in str(caught.value)
-    with pytest.warns(RuntimeWarning, match="insecure TLS allowed"):
-        check_tls(options, allow_insecure_tls=True)
-
-
-def test_every_weakness_is_named():
-    with pytest.raises(InsecureConnectionError, match=r"ssl_check_hostname.* and ssl_cert_reqs"):
-        check_tls({"ssl_check_hostname": False, "ssl_cert_reqs": "none"}, allow_insecure_tls=False)

@@ -1,0 +1,70 @@
+"""Which peers may get a token, judged by the open transport; who shares a TLS context."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import trustme
+from redis.asyncio import SSLConnection
+from support.scripted_peer import Peer
+from support.wired import wired
+
+from aioentra_redis._redis_py._peer import SharedTLS, check_peer
+from aioentra_redis.errors import InsecureConnectionError
+
+
+@pytest.mark.parametrize(
+    ("peer", "local"),
+    [
+        (("127.0.0.1", 6379), True),
+        (("::1", 6379, 0, 0), True),
+        (("10.0.0.1", 6379), False),
+        (("2001:db8::1", 6379, 0, 0), False),
+        (("::ffff:10.0.0.1", 6379, 0, 0), False),
+        (("0.0.0.0", 6379), False),
+        (("localhost.example", 6379), False),
+        (None, False),
+        ("/run/redis.sock", True),
+        ("", True),
+        (b"\0abstract", True),
+    ],
+)
+async def test_plaintext_is_for_this_machine(peer: object, local: bool) -> None:
+    server = Peer()
+    connection: Any = wired(server)(host="localhost")
+    tls = SharedTLS(allow_insecure=False)
+    await connection._connect()
+    connection._writer.transport._extra["peername"] = peer
+    if local:
+        check_peer(connection, tls, allow_plaintext=False)
+    else:
+        check_peer(connection, tls, allow_plaintext=True)
+        with pytest.raises(InsecureConnectionError, match="is not this machine; it was closed"):
+            check_peer(connection, tls, allow_plaintext=False)
+        assert not connection.is_connected
+        assert server.connections[0].commands == []
+    await connection.disconnect(nowait=True)
+
+
+async def test_connections_with_the_same_options_share_a_context_and_others_do_not(
+    tmp_path: Any,
+) -> None:
+    """Clients of one `entra_kwargs()` may trust different certificate authorities."""
+    files = [tmp_path / "a.pem", tmp_path / "b.pem"]
+    for file in files:
+        trustme.CA().cert_pem.write_to_path(file)
+    tls = SharedTLS(allow_insecure=False)
+    a, twin = (SSLConnection(ssl_ca_certs=str(files[0])) for _ in range(2))
+    b = SSLConnection(ssl_ca_certs=str(files[1]))
+    for each in (a, b, twin):
+        await tls.prepare(each)
+        assert each.ssl_context.context is not None
+        assert tls.knows(each.ssl_context.context)
+    assert a.ssl_context.context is twin.ssl_context.context
+    assert a.ssl_context.context is not b.ssl_context.context
+    other = SSLConnection(ssl_ca_certs=str(files[1]))
+    made = other.ssl_context.get()
+    assert not tls.knows(made)
+    tls.share(other, made)
+    assert other.ssl_context.context is b.ssl_context.context, "the first one stays"
