@@ -29,6 +29,7 @@ from ._events import (
     TokenStateChanged,
     TokenStatus,
 )
+from ._health import Health, HealthState
 from ._schedule import RetryConfig, TokenRefreshConfig
 from ._source import TokenSource
 from ._token import Token
@@ -79,6 +80,8 @@ __all__ = [
     "EventStream",
     "EventsDropped",
     "ForkedError",
+    "Health",
+    "HealthState",
     "IdentityChangedError",
     "InsecureConnectionError",
     "InvalidTokenError",

@@ -17,6 +17,7 @@ from ._commands import Commands
 from ._dedicated import DedicatedConnections, dedicated_of
 from ._event_streams import EventStream, EventStreams
 from ._events import ConnectionStatus, EventCallback, EventHub
+from ._health import PATIENCE, Health, examine
 from ._mode import is_cluster_node
 from ._multiplex._connection import MultiplexedConnection
 from ._multiplex._routing import checked_overrides
@@ -320,6 +321,23 @@ class EntraRedis(Commands):
         """The ledger: for each connection its token's version and expiry, state and last AUTH."""
         owners = (self._multiplexed, self._subscribers, self._dedicated)
         return [row for owner in owners if owner is not None for row in owner.status()]
+
+    async def health(self, *, timeout: float = PATIENCE) -> Health:
+        """Whether the client can do its work: a PING on its connection, and its token's state.
+
+        It takes ``timeout`` seconds at most and raises nothing for a server or an identity
+        provider that is unwell: the result says so. It connects where no command has yet, but asks
+        the identity provider for nothing that isn't asked for anyway, so it may be called often.
+        Raises ``WrongLoopError``, ``ForkedError``, and ``ConfigurationError`` for an unusable
+        ``timeout``. Cancelling it is safe.
+        """
+        return await examine(
+            self._multiplexed,
+            self.token_source,
+            self.auth_status,
+            self.ping,
+            timeout=timeout,
+        )
 
     def events(self) -> EventStream:
         """An async iterator over the events of this client and its token source from now on.

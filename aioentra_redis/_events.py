@@ -216,12 +216,19 @@ class MessagesMayBeMissing(Event):
 class TokenStatus:
     """A snapshot of a token source; times in seconds since the epoch, durations in seconds."""
 
+    source: str
     state: TokenState
     version: int
+    """Of the newest token, 0 before the first."""
     oid: str | None
     expires_on: float | None
     remaining: float | None
+    """Until the expiry, 0 after it, None before the first token."""
     next_attempt_in: float | None
+    """None while one is under way, and where none is planned: before the start, after a failed
+    start, when closed."""
+    last_attempt_ago: float | None
+    """Since the last acquisition began, None before the first."""
     consecutive_failures: int
     last_error: Exception | None
     acquisitions: int
@@ -230,11 +237,17 @@ class TokenStatus:
     """How long the acquisition under way has been running, None when there is none."""
     hung_call: bool
     """A synchronous credential's call outlived its deadline and still occupies its thread."""
+    subscribers: int
+    """How many connections, and other subscriptions, get each newer token."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionStatus:
-    """One row of the ledger: what a connection holds and how its last AUTH went."""
+    """One row of the ledger: what a connection holds and how its last AUTH went.
+
+    Times in seconds since the epoch, latencies in seconds; what is about tokens is None where no
+    token source is used. ``last_error`` is why the connection is STALE, None when it isn't.
+    """
 
     connection: str
     host: str
@@ -244,7 +257,9 @@ class ConnectionStatus:
     last_auth_at: float | None
     last_auth_latency: float | None
     in_flight: int
+    """How many replies are owed."""
     reauthentications: int
+    last_error: Exception | None
 
 
 EventCallback = Callable[[Event], None]

@@ -431,21 +431,25 @@ class Refresher:
         token = self.broadcast.current
         running = self.task is not None and not self.task.done()
         attempt_at = self._attempt_at
+        planned = (
+            running and token is not None and attempt_at is None and self.state is not S.CLOSED
+        )
         return TokenStatus(
+            source=self.name,
             state=self.seen_state(),
             version=token.version if token else 0,
             oid=token.oid if token else None,
             expires_on=token.expires_on if token else None,
             remaining=max(0.0, token.expires_on - self._clock()) if token else None,
-            next_attempt_in=(
-                max(0.0, self._delay()) if running and token and attempt_at is None else None
-            ),
+            next_attempt_in=max(0.0, self._delay()) if planned else None,
+            last_attempt_ago=self._now() - self._last_attempt_at if self._acquisitions else None,
             consecutive_failures=self._failures,
             last_error=self.last_error,
             acquisitions=self._acquisitions,
             published=self._published,
             acquiring_for=self._now() - attempt_at if attempt_at is not None else None,
             hung_call=self._acquirer.hung,
+            subscribers=len(self.broadcast),
         )
 
     async def aclose(self) -> None:

@@ -333,6 +333,11 @@ class MultiplexedConnection:
 
     # -- status and the end ----------------------------------------------------------------------
 
+    @property
+    def last_error(self) -> Exception | None:
+        """What ended the last session, or has kept the next one from being made since."""
+        return self._last_error
+
     def status(self) -> list[ConnectionStatus]:
         """The ledger: one row for each session, draining ones too."""
         return [

@@ -102,6 +102,8 @@ class Ledger:
         self.last_auth_at: float | None = token.first_seen if token else None
         self.last_auth_latency = latency
         self.reauthentications = 0
+        self.last_error: Exception | None = None
+        """Why the connection is STALE."""
 
     def move_to(self, state: ConnectionState) -> None:
         """The one setter of the state; raises RuntimeError on a transition not in the table."""
@@ -109,6 +111,8 @@ class Ledger:
             raise RuntimeError(f"{self.connection} can't go from {self.state} to {state}")
         logger.debug("%s: %s -> %s", self.connection, self.state.value, state.value)
         self.state = state
+        if state is not ConnectionState.STALE:
+            self.last_error = None
 
     def accepted(self, token: Token, *, now: float, latency: float) -> None:
         """The server has taken ``token``; the state is another matter, see ``move_to``."""
@@ -135,6 +139,7 @@ class Ledger:
             last_auth_latency=self.last_auth_latency,
             in_flight=in_flight,
             reauthentications=self.reauthentications,
+            last_error=self.last_error,
         )
 
 
@@ -387,6 +392,7 @@ class Reauthenticator:
         if self._ledger.state is not ConnectionState.STALE:
             self._ledger.move_to(ConnectionState.STALE)
         if isinstance(error, Exception):
+            self._ledger.last_error = error
             self._hub.emit(
                 ReauthenticationFailed(
                     connection.name, connection.host, token.version, error, trigger

@@ -21,6 +21,8 @@ from aioentra_redis import (
     Event,
     EventsDropped,
     EventStream,
+    Health,
+    HealthState,
     Reauthenticated,
     RefreshFailed,
     RetryConfig,
@@ -89,6 +91,15 @@ async def events(client: EntraRedis, source: TokenSource) -> None:
         assert_type(event, Event)
         if isinstance(event, EventsDropped):
             assert_type(event.count, int)
+
+
+async def health(client: EntraRedis) -> None:
+    found = await client.health(timeout=1)
+    assert_type(found, Health)
+    assert_type(found.state, HealthState)
+    assert_type(found.ok, bool)
+    assert_type(found.ping, float | None)
+    assert_type(found.as_dict(), dict[str, Any])
 
 
 async def sources(credential: ManagedIdentityCredential) -> None:

@@ -29,7 +29,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "_redis_py",
         "_multiplex._ending _multiplex._reauth _multiplex._session",
         "_multiplex",
-        "_mode _plans _recovery _renewal",
+        "_health _mode _plans _recovery _renewal",
         "_blocking _client _commands _dedicated _held _pipeline _pubsub _subscriber_connection",
         "_cluster _adapters",
         "_connect",
