@@ -145,6 +145,8 @@ class Traffic:
         self.wrong: list[object] = []
         self.latencies: list[tuple[float, float]] = []
         """When each command was sent, and how long it took, in seconds of the loop's clock."""
+        self.failures: list[tuple[float, float]] = []
+        """The same of each that failed, in the order of ``errors``."""
         self._tasks = [asyncio.create_task(self._work(number)) for number in range(workers)]
 
     async def _work(self, number: int) -> None:
@@ -153,13 +155,14 @@ class Traffic:
         while not self._stopping:
             turn += 1
             value = f"{number}/{turn}"
+            sent = clock()
             try:
-                sent = clock()
                 await self._redis.set(key, value)
                 answered = clock()
                 reply = await self._redis.get(key)
             except Exception as error:
                 self.errors.append(error)
+                self.failures.append((sent, clock() - sent))
                 await asyncio.sleep(0.01)
                 continue
             self.latencies += [(sent, answered - sent), (answered, clock() - answered)]
