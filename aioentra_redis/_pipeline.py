@@ -31,17 +31,19 @@ from ._multiplex._routing import (
 )
 from ._multiplex._session import HIGH_WATER, Session
 from ._plans import Plan
-from ._recovery import answered, sent_elsewhere
+from ._recovery import answered, maybe_executed, sent_elsewhere
 from ._redis_py import (
     EMPTY_RESPONSE,
     NEVER_DECODE,
     Recording,
     command_options,
+    has_ended,
     is_observed,
     led_through,
     pool_retry,
     recording,
     unwrapped,
+    was_lost_in_flight,
 )
 from .errors import ClusterModeError, CommandRefusedError
 
@@ -88,6 +90,7 @@ class EntraPipeline(Pipeline):
         self._client = client  # also keeps it from being collected, and so closed, meanwhile
         self._record: Recording | None = None
         self._resetting: asyncio.Future[None] | None = None
+        self._lost_in_flight: redis_exceptions.RedisError | None = None
 
     # -- queueing --------------------------------------------------------------------------------
 
@@ -146,6 +149,30 @@ class EntraPipeline(Pipeline):
             if not is_known:
                 script.sha = await self._client.execute_command("SCRIPT LOAD", script.script)
 
+    async def _on_a_connection_of_its_own(
+        self, stack: Sequence[Command], repeatable: bool, raise_on_error: bool
+    ) -> list[Any]:
+        """redis-py's own way; its WatchError, which invites to repeat, is not for every loss."""
+        self._lost_in_flight = None
+        try:
+            # Whoever has wrapped redis-py's has been led through already.
+            return list(await unwrapped(Pipeline, "execute")(self, raise_on_error))
+        except redis_exceptions.WatchError as exc:
+            lost = self._lost_in_flight
+            if lost is None or repeatable or pool_retry(self.connection_pool) is not None:
+                raise
+            raise maybe_executed(f"a transaction of {len(stack)} commands", lost) from exc
+
+    async def _execute_transaction(self, connection: Any, *args: Any) -> Any:
+        """What redis-py calls with the connection in hand, which it replaces before it raises."""
+        had_ended = has_ended(connection)  # nothing of what is written now arrives
+        try:
+            return await super()._execute_transaction(connection, *args)
+        except redis_exceptions.RedisError as exc:
+            if not had_ended and was_lost_in_flight(connection, exc):
+                self._lost_in_flight = exc
+            raise
+
     # -- executing -------------------------------------------------------------------------------
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
@@ -153,7 +180,8 @@ class EntraPipeline(Pipeline):
 
         ``raise_on_error=False`` returns error replies among the others. Raises what redis-py's
         ``execute`` raises; ``CommandRefusedError`` before anything is sent; ``MaybeExecutedError``
-        where the connection ended after the write. Cancelling it changes nobody else's reply.
+        where the connection ended after the write, with WATCH too, where redis-py would raise
+        WatchError. Cancelling it changes nobody else's reply.
         """
         if self._place.straight is None and is_observed():
             execute = led_through(Pipeline, "execute", self, self._execute)
@@ -173,8 +201,8 @@ class EntraPipeline(Pipeline):
             await self.load_scripts()
         try:
             wire, shared, repeatable = self._prepare(stack)
-            if not shared:  # whoever has wrapped redis-py's has been led through already
-                return list(await unwrapped(Pipeline, "execute")(self, raise_on_error))
+            if not shared:
+                return await self._on_a_connection_of_its_own(stack, repeatable, raise_on_error)
             in_transaction = self.is_transaction or self.explicit_transaction
             run = self._transaction if in_transaction else self._pipeline
             self._record = record = None

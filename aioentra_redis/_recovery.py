@@ -23,7 +23,13 @@ from .errors import (
     MaybeExecutedError,
 )
 
-__all__ = ["answered", "is_to_recover_from", "outlasting_outages", "sent_elsewhere"]
+__all__ = [
+    "answered",
+    "is_to_recover_from",
+    "maybe_executed",
+    "outlasting_outages",
+    "sent_elsewhere",
+]
 
 LOADING_DELAY: Final = 0.1
 """Seconds until a command is tried again that a server refused because it is loading its data."""

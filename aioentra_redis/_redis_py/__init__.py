@@ -22,7 +22,7 @@ from ._commands import (
     server_mode,
 )
 from ._handover import Dialed, dial, take_over
-from ._in_band import InBand
+from ._in_band import InBand, has_ended, was_lost_in_flight
 from ._peer import SharedTLS
 from ._plain import sign_in_plain
 from ._pools import (
@@ -84,6 +84,7 @@ __all__ = [
     "follows_a_master",
     "handled_push",
     "has",
+    "has_ended",
     "held_by",
     "is_exhausted",
     "is_observed",
@@ -107,4 +108,5 @@ __all__ = [
     "take_over",
     "tells_how_to_connect",
     "unwrapped",
+    "was_lost_in_flight",
 ]

@@ -32,7 +32,7 @@ from .._traffic import Traffic
 if TYPE_CHECKING:
     from .._token import Token
 
-__all__ = ["InBand", "has_ended"]
+__all__ = ["InBand", "has_ended", "was_lost_in_flight"]
 
 _REFUSALS: Final = (
     redis_exceptions.ResponseError,
@@ -284,6 +284,19 @@ def has_ended(connection: Any) -> bool:
     if reader is None or writer is None:
         return False
     return bool(reader.at_eof() or reader.exception() is not None or writer.transport.is_closing())
+
+
+def was_lost_in_flight(connection: Any, error: Exception) -> bool:
+    """Whether ``error`` is a loss under commands that had been, or may have been, written.
+
+    Of a connection that nobody keeps signed in it is not known what was.
+    """
+    if isinstance(error, _REFUSALS):
+        return False
+    if not isinstance(error, (redis_exceptions.ConnectionError, redis_exceptions.TimeoutError)):
+        return False
+    in_band: InBand | None = getattr(connection, "in_band", None)
+    return in_band is None or in_band.traffic.owed > 0
 
 
 async def _reconnect(connection: Any) -> None:
