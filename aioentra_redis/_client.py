@@ -18,6 +18,7 @@ from ._dedicated import DedicatedConnections, dedicated_of
 from ._event_streams import EventStream, EventStreams
 from ._events import ConnectionStatus, EventCallback, EventHub
 from ._health import PATIENCE, Health, examine
+from ._metrics import observe_client, observe_connections
 from ._mode import is_cluster_node
 from ._multiplex._connection import MultiplexedConnection
 from ._multiplex._routing import checked_overrides
@@ -139,11 +140,16 @@ class EntraRedis(Commands):
             )
             if on_event is not None:
                 self._stop_listening.append(source.listen(on_event))
+        signs_in = self.token_source
         if tells_how_to_connect(pool):
             check_connection_options(pool)
             if not self.single_connection_client:
                 self._share()
+            elif signs_in is not None:
+                observe_connections(self._hub, signs_in.name)
             self._dedicated = dedicated_of(pool, self._hub)
+        if signs_in is not None:
+            observe_client(self, signs_in.name)
         self._listen()
 
     def _share(self) -> None:
@@ -151,10 +157,11 @@ class EntraRedis(Commands):
         pool = self.connection_pool
         multiplexed: MultiplexedConnection | None = attached(pool)
         if multiplexed is None:
-            multiplexed = MultiplexedConnection(
-                pool, source=signs_in_with(pool), hub=EventHub(), **self._times
-            )
+            source, hub = signs_in_with(pool), EventHub()
+            multiplexed = MultiplexedConnection(pool, source=source, hub=hub, **self._times)
             attach(pool, multiplexed)
+            if source is not None:
+                observe_connections(hub, source.name)
         multiplexed.check_times(**self._times)
         multiplexed.hold()
         self._multiplexed = multiplexed
@@ -313,12 +320,17 @@ class EntraRedis(Commands):
         clone._streams = EventStreams()
         clone.auto_close_connection_pool = False
         clone.connection = None
+        if (source := clone.token_source) is not None:
+            observe_client(clone, source.name)
         if clone._multiplexed is not None and not clone._closed:
             clone._multiplexed.hold()
         return clone
 
     def auth_status(self) -> list[ConnectionStatus]:
-        """The ledger: for each connection its token's version and expiry, state and last AUTH."""
+        """The ledger: for each connection its token's version and expiry, state and last AUTH.
+
+        May be called from any thread, in any state; without connections it is empty.
+        """
         owners = (self._multiplexed, self._subscribers, self._dedicated)
         return [row for owner in owners if owner is not None for row in owner.status()]
 

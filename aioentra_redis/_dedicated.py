@@ -307,7 +307,7 @@ class DedicatedConnections:
 
     def status(self) -> list[ConnectionStatus]:
         """The ledger: one row for each connection that is signed in, idle or leased."""
-        return [kept.status() for kept in self._connections]
+        return [kept.status() for kept in list(self._connections)]  # from any thread
 
     def reopen(self, hub: EventHub) -> None:
         """A client uses the pool; the first one after all others were closed brings its hub."""

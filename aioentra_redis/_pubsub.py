@@ -116,7 +116,7 @@ class SubscriberPool:
 
     def status(self) -> list[ConnectionStatus]:
         """The ledger: one row for each connection."""
-        return [row for each in self.connections for row in each.status()]
+        return [row for each in list(self.connections) for row in each.status()]  # any thread
 
     async def aclose(self) -> None:
         """End every subscription, finally; whoever waits for a message gets an error."""

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from ._acquirer import Acquirer, Recipe
 from ._broadcast import Subscription
@@ -23,6 +23,7 @@ from ._constructors import Constructors, Scopes
 from ._credentials import credential_object
 from ._event_streams import EventStream
 from ._events import EventCallback, TokenState, TokenStatus
+from ._metrics import observe_source
 from ._redaction import again
 from ._refresher import Refresher
 from ._schedule import EXPIRED_INTERVAL, TokenRefreshConfig
@@ -101,6 +102,7 @@ class TokenSource(Constructors):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid: int | None = None
         self._closer: asyncio.Task[None] | None = None
+        observe_source(self, self._name, self._refresher.hub)
         if on_event is not None:
             self.listen(on_event)
 
@@ -262,6 +264,12 @@ class TokenSource(Constructors):
         ]
         known = ", ".join(f"{name} {value}" for name, value in facts if value)
         return f"{self._refresher.subject} [{known}]"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self._name} can't be pickled or copied: a TokenSource belongs to its process and"
+            " event loop. Make one in each."
+        )
 
     def __repr__(self) -> str:
         refresher = self._refresher

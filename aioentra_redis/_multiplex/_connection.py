@@ -339,10 +339,10 @@ class MultiplexedConnection:
         return self._last_error
 
     def status(self) -> list[ConnectionStatus]:
-        """The ledger: one row for each session, draining ones too."""
+        """The ledger: one row for each session, draining ones too; from any thread."""
         return [
             session.ledger.status(host=session.host, in_flight=session.in_flight)
-            for session in self._sessions
+            for session in list(self._sessions)
         ]
 
     def hold(self) -> None:

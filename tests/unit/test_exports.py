@@ -14,7 +14,10 @@ from aioentra_redis import errors
 
 ROOT = Path(aioentra_redis.__file__).parent.parent
 
-LAZY = ("azure", "aiohttp", "rich", "typer", "jwt", "fastapi", "starlette", "cryptography", "msal")
+LAZY = (
+    *("azure", "aiohttp", "rich", "typer", "jwt", "fastapi", "starlette", "cryptography", "msal"),
+    "opentelemetry",
+)
 """What a program pays for only when it uses it."""
 
 
