@@ -6,6 +6,7 @@ by uv where uv is on PATH and by virtualenv where it isn't. What follows ``--`` 
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +29,9 @@ REDIS_VERSIONS = ("5.3", "6.4", "7.4", "8.1")
 # Most of a test's time is waiting for an emulator's process or for a token's life to pass, so more
 # processes than cores: a third of the time on two cores. ``-- -n 0`` runs all in one.
 IN_PARALLEL = ("-n", "4")
+
+UNAUDITED = 75
+"""What tests/support/audit.py returns where the vulnerability service could not be asked."""
 
 # Eager tasks came with Python 3.12.
 MATRIX = [(p, loop) for p in PYTHONS for loop in LOOPS if (p, loop) != ("3.11", "eager")]
@@ -154,6 +158,23 @@ def typing(session: nox.Session) -> None:
     session.run("mypy", *session.posargs)
     session.run("pyright", "tests/typing")
     session.run("pyright", "--verifytypes", "aioentra_redis", "--ignoreexternal")
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Vulnerabilities and licences of what we install; exit status 75 if nobody could be asked."""
+    session.install(*CONSTRAINTS, ".[cli,fastapi]", "pip", "pip-audit", "pip-licenses")
+    session.run("python", "-m", "pip", "check")
+    # What an MIT-licensed package can't be combined with; a choice that includes another is fine.
+    session.run("pip-licenses", "--partial-match", "--fail-on=GNU General;GPL;Affero;SSPL;BUSL")
+    python = str(Path(session.bin) / "python")
+    script = ROOT / "tests" / "support" / "audit.py"
+    constraints = ROOT / "tests" / "constraints.txt"
+    status = subprocess.run([python, str(script), str(constraints)], check=False).returncode
+    if status == UNAUDITED:
+        sys.exit(status)  # neither passed nor failed, and nox knows no third
+    if status:
+        session.error("a release that tests/constraints.txt pins has a known vulnerability")
 
 
 @nox.session
