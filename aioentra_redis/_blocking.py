@@ -165,7 +165,7 @@ async def _next_slice(connection: Any, share: float) -> float:
         return math.inf  # between MULTI and EXEC nothing blocks, and nothing else may be sent
     held = held_by(connection) or held
     token, source = held
-    piece = wait_slice(token, source.now(), share)
+    piece = wait_slice(token, source.now(token), share)
     if piece <= 0:
         raise TokenExpiredError(
             f"the wait on {connection.where} was ended shortly before the expiry of the token that "

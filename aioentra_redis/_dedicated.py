@@ -151,7 +151,7 @@ class DedicatedConnection:
             return None
         if self.ledger.state is not ConnectionState.AUTHENTICATED:
             return None  # it was tried, and is tried again when its time comes
-        return newest if self._keeper.source.now() >= reauth_deadline(held) else None
+        return newest if self._keeper.source.now(held) >= reauth_deadline(held) else None
 
     def learned(self, token: Token, error: Exception | None) -> None:
         """The server has answered AUTH with ``token``."""

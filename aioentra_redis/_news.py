@@ -13,9 +13,15 @@ def is_news(token: Token, current: Token | None) -> bool:
     """Whether ``token`` is another one and lives longer; only then is it worth an AUTH.
 
     azure-identity returns its cached token, and swallows a failed refresh in the last 300 s before
-    the expiry, so an answer without an error need not be a newer token.
+    the expiry, so an answer without an error need not be a newer token. The ``exp`` claims decide
+    where there are any: they are the authority's, and don't change when the clock here is set.
     """
-    return current is None or (token != current and token.expires_on > current.expires_on)
+    if current is None:
+        return True
+    new, old = token.claimed_expiry, current.claimed_expiry
+    if new is None or old is None:
+        new, old = token.expires_on, current.expires_on
+    return token != current and new > old
 
 
 class Identity:

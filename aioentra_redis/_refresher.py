@@ -245,7 +245,7 @@ class Refresher:
         if self._next_at is not None:
             delay = self._next_at - now
         elif self.state is S.FRESH and token is not None:
-            delay = schedule.renewal_start(token, self._ratio) - self._clock()
+            delay = schedule.renewal_start(token, self._ratio) - self.wall_time(token)
         else:
             delay = 0.0
         if self.state is S.EXPIRED and self._demand:
@@ -265,6 +265,7 @@ class Refresher:
                 expires_on=fetched.expires_on,
                 refresh_on=fetched.refresh_on,
                 now=self._clock(),
+                seen_at=self._now(),
                 version=self._published + 1,
                 resources=self._resources,
                 username=self._username,
@@ -327,7 +328,7 @@ class Refresher:
         self._report("unchanged")
         current = self.broadcast.current
         assert current is not None
-        now = self._clock()
+        now = self.wall_time(current)
         delay = schedule.unchanged_delay(current, now)
         if token.refresh_on is not None and token.refresh_on < schedule.reauth_deadline(current):
             # The platform returned its cached token with a later time to ask again.
@@ -361,7 +362,8 @@ class Refresher:
             if over or self.state is S.EXPIRED
             else schedule.retry_delay(self._burst_failures, retry)
         )
-        delay = schedule.pressed(delay, self.broadcast.current, self._clock())
+        current = self.broadcast.current
+        delay = schedule.pressed(delay, current, self.wall_time(current))
         wait = _retry_after(error)
         if wait is not None:
             delay = schedule.polite(delay, wait)
@@ -481,6 +483,17 @@ class Refresher:
     @property
     def _ratio(self) -> float | None:
         return self.config.expiration_refresh_ratio if self._acquirer.renews_early else None
+
+    def wall_time(self, token: Token | None = None) -> float:
+        """The wall clock; for ``token`` as if it had not been set back since that came.
+
+        A token ages all the same, so what has to happen before its expiry is planned by this. Only
+        the wall clock says that it *has* expired: it may have been put right.
+        """
+        now = self._clock()
+        if token is None or token.seen_at is None or self._loop is None:
+            return now
+        return max(now, token.first_seen + self._now() - token.seen_at)
 
     def _now(self) -> float:
         assert self._loop is not None

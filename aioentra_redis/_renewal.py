@@ -79,9 +79,10 @@ class Renewal:
             return None
         if newest.version == self._refused:
             return newest if asyncio.get_running_loop().time() >= self._probe_at else None
-        since = newest.first_seen
-        now = self._source.now()
-        if now < since + reauth_delay(held, since, lambda: self._share) or now >= newest.expires_on:
+        now = self._source.now
+        age = now(newest) - newest.first_seen
+        due = age >= reauth_delay(held, now(held) - age, lambda: self._share)
+        if not due or now() >= newest.expires_on:
             return None
         return newest
 

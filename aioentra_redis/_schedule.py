@@ -193,8 +193,7 @@ def renewal_start(token: Lifetime, ratio: float | None = None) -> float:
     if token.refresh_on is not None:
         start = min(start, token.refresh_on)
     if ratio is not None:
-        issue = token.issued_on if token.issued_on is not None else token.first_seen
-        start = min(start, issue + ratio * token.lifetime)
+        start = min(start, token.expires_on - (1 - ratio) * token.lifetime)
     remaining = max(0.0, token.expires_on - token.first_seen)
     return max(start, token.first_seen + min(MIN_RENEWAL_INTERVAL, remaining / 2))
 

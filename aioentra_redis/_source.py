@@ -250,9 +250,13 @@ class TokenSource(Constructors):
         """
         return self._refresher.streams.open(self._refresher.hub)
 
-    def now(self) -> float:
-        """The wall clock of this source, in seconds since the epoch."""
-        return self._clock()
+    def now(self, token: Token | None = None) -> float:
+        """The wall clock of this source, in seconds since the epoch.
+
+        With ``token``, one of this source's, as if the clock had not been set back since that came:
+        for what has to happen before its expiry.
+        """
+        return self._refresher.wall_time(token)
 
     def describe(self) -> str:
         """Return who signs in to what, for error messages; nothing in it is secret."""

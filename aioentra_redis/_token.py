@@ -40,11 +40,13 @@ class Token:
         "__weakref__",
         "_secret",
         "audience",
+        "claimed_expiry",
         "expires_on",
         "first_seen",
         "issued_on",
         "oid",
         "refresh_on",
+        "seen_at",
         "tenant_id",
         "username",
         "version",
@@ -56,13 +58,21 @@ class Token:
     tenant_id: str | None
     audience: str | None
     expires_on: float
-    """The smaller of what the credential said and the ``exp`` claim."""
+    """The smaller of what the credential said and the ``exp`` claim.
+
+    By this machine's clock: where that is behind the authority's, which the ``iat`` claim gives
+    away, it is as long after ``first_seen`` as the claims say that the token lives.
+    """
+    claimed_expiry: float | None
+    """The ``exp`` claim, by the authority's clock."""
     refresh_on: float | None
     """When the identity provider wants the token renewed, where it says so."""
     issued_on: float | None
     """The ``iat`` claim."""
     first_seen: float
     """When this process got the token, by the source's wall clock."""
+    seen_at: float | None
+    """The same moment by the event loop's clock, which nobody steps."""
     version: int
     """1, 2, 3 ... for the tokens that one source publishes."""
 
@@ -79,6 +89,8 @@ class Token:
         audience: str | None = None,
         refresh_on: float | None = None,
         issued_on: float | None = None,
+        claimed_expiry: float | None = None,
+        seen_at: float | None = None,
     ) -> None:
         values = {
             "_secret": secret if isinstance(secret, Secret) else Secret(secret),
@@ -89,7 +101,9 @@ class Token:
             "expires_on": expires_on,
             "refresh_on": refresh_on,
             "issued_on": issued_on,
+            "claimed_expiry": claimed_expiry,
             "first_seen": first_seen,
+            "seen_at": seen_at,
             "version": version,
         }
         for name, value in values.items():
@@ -103,6 +117,7 @@ class Token:
         expires_on: object,
         refresh_on: object = None,
         now: float,
+        seen_at: float | None = None,
         version: int = 1,
         resources: Iterable[str] = (REDIS_RESOURCE,),
         username: str | None = None,
@@ -110,7 +125,8 @@ class Token:
         """Make a token from what a credential returned.
 
         ``expires_on`` and ``refresh_on`` are the credential's values in seconds since the epoch,
-        int or float; ``resources`` what the token was requested for. Only ``oid`` is required of
+        int or float; ``seen_at`` is the loop's time of ``now``;
+        ``resources`` what the token was requested for. Only ``oid`` is required of
         the claims, and not even that if a ``username`` is configured, which then is used as it
         is. Raises :exc:`InvalidTokenError`, whose ``claim`` names the culprit.
         """
@@ -132,7 +148,7 @@ class Token:
                 claim="oid",
             )
         audience = _checked_audience(claims, frozenset(resources))
-        expiry = _expiry(claims, expires_on)
+        expiry = _expiry(claims, expires_on, now)
         if expiry <= now:
             raise InvalidTokenError(
                 f"the credential returned a token that expired at {_clock_time(expiry)}, and it is"
@@ -149,7 +165,9 @@ class Token:
             expires_on=expiry,
             refresh_on=_number(refresh_on),
             issued_on=_number(claims.get("iat")),
+            claimed_expiry=_number(claims.get("exp")),
             first_seen=now,
+            seen_at=seen_at,
             version=version,
         )
 
@@ -162,11 +180,11 @@ class Token:
     def lifetime(self) -> float:
         """How long the token lives, in seconds: the L of all lead times.
 
-        ``exp - iat`` where both are known, else expiry minus first seen.
+        ``exp - iat`` where both are known, else expiry minus first seen; that as well if ``iat``
+        lies ahead, because this machine's clock is behind the authority's.
         """
-        if self.issued_on is not None and self.issued_on < self.expires_on:
-            return self.expires_on - self.issued_on
-        return max(0.0, self.expires_on - self.first_seen)
+        issue = self.first_seen if self.issued_on is None else self.issued_on
+        return max(0.0, self.expires_on - min(issue, self.first_seen))
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"a token is immutable; can't set {name!r}")
@@ -242,7 +260,7 @@ def _checked_audience(claims: Mapping[str, Any], requested: frozenset[str]) -> s
     )
 
 
-def _expiry(claims: Mapping[str, Any], expires_on: object) -> float:
+def _expiry(claims: Mapping[str, Any], expires_on: object, now: float) -> float:
     told = _number(expires_on)
     if told is None:
         raise InvalidTokenError(
@@ -250,8 +268,12 @@ def _expiry(claims: Mapping[str, Any], expires_on: object) -> float:
             " a number of seconds since the epoch.",
             claim="expires_on",
         )
-    claimed = _number(claims.get("exp"))
-    return told if claimed is None else min(told, claimed)
+    claimed, issued = _number(claims.get("exp")), _number(claims.get("iat"))
+    if claimed is None:
+        return told
+    if issued is not None and now < issued < claimed:
+        claimed -= issued - now  # the authority's clock is ahead of this one by that much
+    return min(told, claimed)
 
 
 def _claims(secret: Secret) -> Mapping[str, Any] | None:

@@ -272,7 +272,7 @@ class Reauthenticator:
         if trigger is AuthTrigger.RENEWAL:
             # Spread the AUTHs of many connections: each waits its own share of the time that is
             # left until Microsoft's three minutes before the expiry of the token it holds.
-            await asyncio.sleep(reauth_delay(held, self._source.now()))
+            await asyncio.sleep(reauth_delay(held, self._source.now(held)))
         token = self._source.current  # the newest by now
         held = self._ledger.token or held  # the owner's next command may have taken it along
         if token is None or token.version <= held.version or self._ended:
@@ -292,7 +292,7 @@ class Reauthenticator:
     async def _make_before_break(self, held: Token) -> bool:
         """Try for a replacement; returns False if none could be had in time for AUTH in place."""
         loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + replacement_patience(held, self._source.now())
+        give_up_at = loop.time() + replacement_patience(held, self._source.now(held))
         delay = 0.1
         while not self._ended:
             try:

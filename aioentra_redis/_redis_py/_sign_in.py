@@ -283,7 +283,7 @@ class _SignedIn:
         held, newest = sign_in.token, sign_in.source.current
         if held is None or newest is None or newest.version <= held.version:
             return
-        if sign_in.source.now() >= reauth_deadline(held):
+        if sign_in.source.now(held) >= reauth_deadline(held):
             raise redis_exceptions.ConnectionError("signed in with a token that is about to expire")
 
 

@@ -58,7 +58,7 @@ class Source:
     def subscribe(self, after: int | None = None) -> Subscription:
         return self.broadcast.subscribe(after)
 
-    def now(self) -> float:
+    def now(self, _token: object = None) -> float:
         return EPOCH + now()
 
 

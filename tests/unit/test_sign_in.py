@@ -32,7 +32,7 @@ class Ahead:
         given, self.current = self.current, self._token(self.current.version + 1)
         return given
 
-    def now(self) -> float:
+    def now(self, _token: object = None) -> float:
         return time.time()
 
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 from support.source_watch import at, states
-from support.token_fakes import CachingCredential, Clock, Credential, Provider, config, source_of
+from support.token_fakes import (
+    EPOCH,
+    CachingCredential,
+    Clock,
+    Credential,
+    Provider,
+    config,
+    source_of,
+)
 
 from aioentra_redis._events import (
     Event,
@@ -73,16 +81,48 @@ async def test_waking_up_while_the_provider_hangs(clock: Clock):
 
 
 async def test_a_clock_that_is_stepped_back(clock: Clock):
+    """A token ages all the same: it is renewed when its time has come, not an hour later."""
+    true = asyncio.get_running_loop().time  # what the authority goes by, and the server
+    credential = Credential(
+        clock,
+        lambda _: credential.issue(3600, iat=EPOCH + true(), exp=EPOCH + true() + 3600),
+    )
+    async with source_of(credential, clock, factory=True) as source:
+        held = source.current
+        await at(100)
+        clock.step(-3600)
+        await at(2879)
+        assert source.current is held
+        assert source.now(held) == pytest.approx(EPOCH + 2879, abs=1)
+        assert source.now() == pytest.approx(EPOCH - 721, abs=1)
+        await at(2890)
+        # Its expiry is earlier by this clock than that of the token before.
+        assert source.current.version == 2
+        assert source.current.expires_on < held.expires_on
+        assert source.state is S.FRESH
+        await at(2880 + 2879)
+        assert source.current.version == 2
+        await at(2880 + 2890)
+        assert source.current.version == 3
+
+
+async def test_a_clock_that_is_stepped_back_under_a_cache_that_believes_it(clock: Clock):
+    """Nothing newer can be had of the SDK's cache: one asks, in vain, but not in a storm."""
     credential = CachingCredential(clock)
     async with source_of(credential, clock) as source:
         await at(3400)
         version = source.current.version
         calls = len(credential.calls)
         clock.step(-3600)
-        await at(3400 + 3600)
-        assert len(credential.calls) - calls <= 5  # no storm
-        assert source.current.version == version
+        await at(6600)
+        assert len(credential.calls) == calls
         assert source.state is S.FRESH
+        await at(3400 + 3600)
+        assert len(credential.calls) - calls <= 60
+        assert source.current.version == version
+        assert source.state is S.DEGRADED  # and it says so
+        assert "keeps returning the same token" in str(source.status.last_error)
+        assert (await source.get()) is source.current
 
 
 async def test_a_clock_that_is_stepped_forth_and_back(clock: Clock):

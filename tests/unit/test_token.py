@@ -12,7 +12,9 @@ import traceback
 import pytest
 from support.token_fakes import CANARY, EPOCH, jwt
 
+from aioentra_redis._news import is_news
 from aioentra_redis._redaction import Secret
+from aioentra_redis._schedule import renewal_start
 from aioentra_redis._token import REDIS_RESOURCE_ID, REDIS_SCOPE, Token, resources_of
 from aioentra_redis.errors import InvalidTokenError
 
@@ -28,8 +30,8 @@ CLAIMS = {
 def read(claims: dict | None = None, *, drop: str = "", **options) -> Token:
     contents = {**CLAIMS, **(claims or {})}
     contents.pop(drop, None)
-    options.setdefault("expires_on", EPOCH + 3600)
-    return Token.read(Secret(jwt(contents)), now=EPOCH, **options)
+    options = {"expires_on": EPOCH + 3600, "now": EPOCH, **options}
+    return Token.read(Secret(jwt(contents)), **options)
 
 
 def test_reads_what_auth_needs():
@@ -63,6 +65,42 @@ def test_expiry_is_the_smaller_of_both(told: float, claimed: float | None, expec
 def test_lifetime_without_sensible_claims_counts_from_first_seen():
     assert read({"iat": EPOCH + 9999}).lifetime == 3600
     assert read({"iat": "yesterday"}).lifetime == 3600
+
+
+def test_a_machine_whose_clock_is_slow_does_not_stretch_a_token():
+    """Claims are in the authority's time; what counts here is how long a token lives from now."""
+    ahead = {"iat": EPOCH + 3500, "exp": EPOCH + 7100}
+    # A service principal's expiry is counted from now, a managed identity's is the claim.
+    for told in (EPOCH + 3600, EPOCH + 7100):
+        token = read(ahead, expires_on=told)
+        assert (token.expires_on, token.lifetime) == (EPOCH + 3600, 3600)
+        assert renewal_start(token, 0.8) == EPOCH + 2880
+
+
+def test_an_issue_past_the_expiry_tells_nothing():
+    assert read({"iat": EPOCH + 9999, "exp": EPOCH + 3600}).expires_on == EPOCH + 3600
+
+
+@pytest.mark.parametrize(
+    ("claimed", "told", "news"),
+    [
+        (3601, 3601, True),
+        (3601, -1000, True),  # the clock here was set back meanwhile
+        (3600, 4000, False),
+        (3599, 4000, False),
+        (None, 3601, True),
+        (None, 3600, False),
+    ],
+)
+def test_what_is_news(claimed: float | None, told: float, news: bool):
+    current = read(expires_on=EPOCH + 3600)
+    now = EPOCH - 2000
+    claims = {} if claimed is None else {"exp": EPOCH + claimed}
+    drop = "exp" if claimed is None else ""
+    token = read(claims, drop=drop, expires_on=EPOCH + told, now=now)
+    assert is_news(token, current) is news
+    assert not is_news(current, current)
+    assert is_news(token, None)
 
 
 @pytest.mark.parametrize(
