@@ -196,6 +196,7 @@ def test_what_the_installed_redis_py_lacks_is_skipped_and_listed(the_conftest, m
 
     class Reporter:
         section = write_line = staticmethod(lines.append)
+        getreports = staticmethod(lambda _outcome: [])
 
     the_conftest.pytest_terminal_summary(Reporter)
     assert lines[1:] == ["absent capabilities: future (a far future)"]
