@@ -131,6 +131,14 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """2,000 rotations under load and faults; ``-- --minutes 15 --rotations 2000 --seed 1``."""
+    session.install(*CONSTRAINTS, *requirements("tests"))
+    with session.chdir(ROOT / "tests"):
+        session.run("python", "-m", "soak", *session.posargs)
+
+
+@nox.session
 def conformance(session: nox.Session) -> None:
     """redis-py's own asyncio tests with our client in place of its: ``-- --help`` for choices."""
     session.install(*CONSTRAINTS, *requirements("conformance"))
