@@ -32,6 +32,7 @@ from ._events import (
 )
 from ._news import Identity, is_news
 from ._redaction import again, without_tracebacks
+from ._repeats import Repeats
 from ._token import Token, resources_of
 from .errors import (
     ClosedError,
@@ -128,6 +129,7 @@ class Refresher:
         self._acquisitions = 0
         self._published = 0
         self._warned = False
+        self._repeats = Repeats()
 
     # ------------------------------------------------------------------------------- the state
 
@@ -305,6 +307,7 @@ class Refresher:
         self._burst_failures = self._failures = 0
         self._next_at = None
         self._not_before = 0.0
+        self._repeats.over()
         self.last_error = self.start_error = None
         self.broadcast.publish(token)
         self._set_state(S.FRESH)
@@ -369,7 +372,8 @@ class Refresher:
             delay = schedule.polite(delay, wait)
             self._not_before = self._now() + schedule.polite(0.0, wait)
         self._next_at = self._now() + delay
-        logger.info("%s: an attempt failed, next in %.1f s: %s", self.name, delay, error)
+        level = self._repeats.level(logging.INFO, type(error), self._now())
+        logger.log(level, "%s: an attempt failed, next in %.1f s: %s", self.name, delay, error)
         if over:
             attempts, self._burst_failures = self._burst_failures, 0
             self._burst_over(error, attempts=attempts)

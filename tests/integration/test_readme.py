@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PAGES = ("README.md", "docs/index.md", "docs/commands.md")
+PAGES = ("README.md", "docs/index.md", "docs/commands.md", "docs/observability.md")
 
 
 def examples() -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(level.split())
     for level in (
         "errors",
-        "_event_streams _events _lifecycle _metrics _redaction _threads",
+        "_event_streams _events _lifecycle _metrics _redaction _repeats _threads",
         "_token _schedule _broadcast _options _tls _traffic",
         "_multiplex._attributes _multiplex._engine _multiplex._routing",
         "_entra_errors _diagnosis",
