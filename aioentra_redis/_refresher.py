@@ -164,6 +164,11 @@ class Refresher:
             self.demand()
         self._set_state(state)
 
+    def overdue(self) -> bool:
+        """Whether the token's time is up, even if the wall clock was set back and denies it."""
+        token = self.broadcast.current
+        return token is not None and self.wall_time(token) >= token.expires_on
+
     def demand(self) -> None:
         """Somebody needs a token and there is none: attempt as soon as is decent."""
         self._demand = True
@@ -250,7 +255,7 @@ class Refresher:
             delay = schedule.renewal_start(token, self._ratio) - self.wall_time(token)
         else:
             delay = 0.0
-        if self.state is S.EXPIRED and self._demand:
+        if self._demand and self.overdue():
             delay = min(delay, self._last_attempt_at + schedule.EXPIRED_INTERVAL - now)
         return max(delay, self._not_before - now)
 
@@ -362,7 +367,7 @@ class Refresher:
         # Without a valid token it is demand that sets the pace, once a second: no bursts then.
         delay = (
             schedule.burst_delay(retry)
-            if over or self.state is S.EXPIRED
+            if over or self.overdue()
             else schedule.retry_delay(self._burst_failures, retry)
         )
         current = self.broadcast.current

@@ -204,6 +204,8 @@ class TokenSource(Constructors):
             refresher.observe()
             if refresher.state is S.EXPIRED:
                 raise refresher.expired_error()
+        elif refresher.overdue():
+            refresher.demand()  # the server will hardly take what there is
         token = refresher.broadcast.current
         if refresher.state is S.CLOSED or token is None:
             raise refresher.closed_error()

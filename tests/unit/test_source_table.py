@@ -144,6 +144,27 @@ async def test_a_clock_that_is_stepped_forth_and_back(clock: Clock):
         assert source.state is S.FRESH
 
 
+async def test_a_clock_that_is_stepped_back_past_the_expiry(clock: Clock):
+    """The token looks valid again, so it is what there is; but who asks for it is in need."""
+    credential = Provider(clock)
+    async with source_of(credential, clock, factory=True) as source:
+        credential.down = ConnectionError("refused")
+        await at(3700)
+        assert source.state is S.EXPIRED
+        clock.step(-3600)
+        assert (await source.get()).version == 1
+        await at(3701.5)
+        calls = len(credential.calls)
+        for tenth in range(100):
+            await source.get()
+            await at(3701.5 + tenth / 10)
+        assert 9 <= len(credential.calls) - calls <= 11  # a second apart
+        credential.down = None
+        await source.get()
+        await at(3713)
+        assert source.current.version == 2
+
+
 async def test_no_sleep_is_longer_than_half_a_minute(clock: Clock, monkeypatch):
     slept: list[float] = []
     real = asyncio.timeout
