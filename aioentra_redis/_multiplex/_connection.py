@@ -28,6 +28,7 @@ from .._events import (
 from .._lifecycle import Home
 from .._redaction import again
 from .._redis_py import detach, dial, follows_a_master, is_observed, pool_endpoint
+from .._repeats import Repeats
 from ..errors import (
     ClosedError,
     ConfigurationError,
@@ -100,6 +101,7 @@ class MultiplexedConnection:
         self._short_lives = 0
         self._clients = 0
         self._last_error: Exception | None = None
+        self._repeats = Repeats()
         self._closing: asyncio.Task[None] | None = None
         self.closed = False
 
@@ -212,7 +214,7 @@ class MultiplexedConnection:
                     self._last_error = error = explain(
                         exc, host=self.host, port=self.port, tls=self.tls, token=token
                     )
-                    logger.warning("no connection to %s:%d: %s", self.host, self.port, error)
+                    self._tell(error)
                     if not self._was_connected or isinstance(error, LifecycleError):
                         self._end_outage(error)
                         return
@@ -278,6 +280,7 @@ class MultiplexedConnection:
         session.on_watch = lambda: (look() or _nobody)()
         self._installed_at = asyncio.get_running_loop().time()
         self._was_connected = True
+        self._repeats.over()
         if self._outage is not None and not self._outage.done():
             self._outage.set_result(None)
         self._outage = None
@@ -289,6 +292,12 @@ class MultiplexedConnection:
     def _look(self) -> None:
         """Close the short way for commands if somebody wants to be shown them, open it if not."""
         self.straight = None if is_observed() else self.session
+
+    def _tell(self, error: Exception) -> None:
+        """Log that an attempt to connect failed, aloud if that is news."""
+        now = asyncio.get_running_loop().time()
+        level = self._repeats.level(logging.WARNING, type(error), now)
+        logger.log(level, "no connection to %s:%d: %s", self.host, self.port, error)
 
     def _end_outage(self, error: Exception) -> None:
         """Tell everybody who waits for a connection that there will be none."""

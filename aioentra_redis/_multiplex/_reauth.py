@@ -36,6 +36,7 @@ from .._events import (
     RefreshFailed,
 )
 from .._redaction import without_tracebacks
+from .._repeats import Repeats
 from .._schedule import AUTH_TIMEOUT, reauth_deadline, reauth_delay
 from ..errors import ConnectionLostError
 
@@ -234,6 +235,7 @@ class Reauthenticator:
         self._only = only if replace is not None else Rotation.IN_PLACE
         self._hub = hub
         self._probe = Probe()
+        self._repeats = Repeats()
         self._newest_auth: asyncio.Future[Any] | None = None
 
     async def run(self) -> None:
@@ -300,7 +302,8 @@ class Reauthenticator:
                     await self._replace(self._connection, "the server validates tokens slowly")
             except Exception as exc:
                 error = without_tracebacks(exc)
-                logger.warning("%s: no replacement yet: %s", self._connection.name, _text(error))
+                level = self._repeats.level(logging.WARNING, type(error), loop.time())
+                logger.log(level, "%s: no replacement yet: %s", self._connection.name, _text(error))
                 if loop.time() + delay >= give_up_at:
                     return False
                 await asyncio.sleep(random.uniform(0.5, 1) * delay)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._lifecycle import Home
 from .._redaction import without_tracebacks
+from .._repeats import Repeats
 from .._schedule import AUTH_TIMEOUT, IDLE_PING
 from ..errors import CommandTimeoutError, ConnectionLostError
 from ._ending import Ending, ignore_outcome
@@ -99,6 +100,7 @@ class Session(Ending):
         self.on_watch: Callable[[], None] | None = None
         """Called with every look of the watchdog, a few times a second."""
         self.ledger = Ledger(self.name, dialed.token, dialed.handshake_seconds)
+        self._repeats = Repeats()
         self.cause: Exception | None = None
         self.closed = False
         self._lost: asyncio.Future[None] = loop.create_future()
@@ -394,7 +396,10 @@ class Session(Ending):
             ),
         )
         if late:
-            logger.warning("%s: %d command(s) got no reply within %g s", self.name, late, timeout)
+            level = self._repeats.level(logging.WARNING, "late", now)
+            logger.log(
+                level, "%s: %d command(s) got no reply within %g s", self.name, late, timeout
+            )
         if self._auth_position is None and now - max(oldest, self._last_received) > timeout:
             self._end(
                 ConnectionLostError(
