@@ -24,7 +24,7 @@ from ._multiplex._routing import command_words, is_read_only
 from ._redis_py import EMPTY_RESPONSE, NEVER_DECODE, held_by
 from ._schedule import wait_slice
 from ._traffic import Mode
-from .errors import MaybeExecutedError, TokenExpiredError
+from .errors import ConnectionLostError, MaybeExecutedError, TokenExpiredError
 
 __all__ = ["Wait", "arrived", "keeping_reply", "wait_of", "wait_on"]
 
@@ -45,6 +45,12 @@ _NOT_EXECUTED: Final = (
     redis_exceptions.AuthenticationError,
     redis_exceptions.AuthorizationError,
     redis_exceptions.BusyLoadingError,
+)
+
+_LOSSES: Final = (
+    redis_exceptions.ConnectionError,
+    redis_exceptions.TimeoutError,
+    redis_exceptions.InvalidResponse,  # what can't be read ends the connection, too
 )
 
 _TIMEOUTS: Final[dict[str, tuple[int, int]]] = {
@@ -195,10 +201,12 @@ async def _answer(
         raise
     except _NOT_EXECUTED:
         raise
-    except (redis_exceptions.ConnectionError, redis_exceptions.TimeoutError) as exc:
+    except _LOSSES as exc:
         sent = sent or (in_band is not None and in_band.traffic.owed > 0)
         name = command_words(words)
         if not sent or is_read_only(name):
+            if isinstance(exc, redis_exceptions.InvalidResponse):
+                raise ConnectionLostError(f"the connection is out of step: {exc}") from exc
             raise
         raise MaybeExecutedError(
             f"{name} had been sent when the connection ended: an element that it popped just then "

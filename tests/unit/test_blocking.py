@@ -198,6 +198,18 @@ async def test_a_pop_whose_connection_ends_is_not_repeated(place: Place):
 
 
 @pytest.mark.looptime
+async def test_an_unreadable_reply_is_a_loss_like_any_other(place: Place):
+    place.peer.script.update(BLPOP=[[5.0, b"?\r\n"]], XREAD=[[5.0, b"?\r\n"], NULL])
+    client = place.client()
+    with pytest.raises(MaybeExecutedError, match="may be lost"):
+        await client.blpop("k", 10)
+    await asyncio.sleep(0)
+    assert place.peer.open == []
+    await client.xread({"s": 0}, block=10_000)  # which changes nothing, and so is sent again
+    assert [len(place.peer.seen(each)) for each in ("BLPOP", "XREAD")] == [1, 2]
+
+
+@pytest.mark.looptime
 async def test_cancelling_closes_the_connection(place: Place):
     place.peer.script["BLPOP"] = [HANG]
     client = place.client()
