@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from .._redaction import without_tracebacks
-from .._schedule import IDLE_PING
+from .._schedule import AUTH_TIMEOUT, IDLE_PING
 from ..errors import ConnectionLostError
 from ._ending import Ending, ignore_outcome
 from ._engine import ProtocolViolation, Waiter
@@ -42,6 +42,9 @@ LOW_WATER: Final = 1 << 18
 READ_AHEAD: Final = 1 << 26
 """Bytes of unread messages up to which reading goes on while an answer is awaited: twice what a
 server keeps for a subscriber by default before it drops it (``client-output-buffer-limit``)."""
+
+SHORTEST_LOOK: Final = 0.05
+"""Seconds between two looks of the watchdog, at least."""
 
 _numbers = itertools.count(1)
 
@@ -122,7 +125,10 @@ class SubscriberSession(Ending):
         self._lost: asyncio.Future[None] = loop.create_future()
         self._last_received = loop.time()
         self._ping: asyncio.Future[Any] | None = None
-        self._watchdog = loop.call_later(IDLE_PING / 4, self._watch)
+        self._auth: asyncio.Future[Any] | None = None
+        self._pinged_at = self._auth_deadline = 0.0
+        self._idle: float = dialed.health_check_interval or IDLE_PING
+        self._watchdog = loop.call_later(self._idle, self._watch)
         self._original = self._transport.get_protocol()
         unread, eof = dialed.adopt(self)
         self.data_received(unread)  # redis-py's parser may hold something, too
@@ -169,8 +175,13 @@ class SubscriberSession(Ending):
         return future
 
     def authenticate(self, token: Token) -> asyncio.Future[Any]:
-        """Write AUTH with ``token``, in the same queue as every command."""
-        return self.ask("AUTH", token.username, token.secret)
+        """Write AUTH with ``token``, in the same queue as every command.
+
+        What stands behind it may take ``AUTH_TIMEOUT`` longer.
+        """
+        self._auth = self.ask("AUTH", token.username, token.secret)
+        self._auth_deadline = self._loop.time() + AUTH_TIMEOUT
+        return self._auth
 
     async def drained(self) -> None:
         """Wait until the socket takes more; cancelling it is safe."""
@@ -238,6 +249,7 @@ class SubscriberSession(Ending):
         if self.held_up:
             if self.sink.size <= low:
                 self.held_up = False
+                self._last_received = self._loop.time()  # the silence was ours
                 self._transport.resume_reading()
         elif self.sink.size > high:
             self.held_up = True
@@ -248,19 +260,35 @@ class SubscriberSession(Ending):
         if self.closed:
             return
         now = self._loop.time()
-        self._watchdog = self._loop.call_later(IDLE_PING / 4, self._watch)
-        if self.held_up or now - self._last_received < IDLE_PING:
-            return
-        if self._ping is not None and not self._ping.done():
-            self._end(
-                ConnectionLostError(
-                    f"nothing came from {self.host} for {now - self._last_received:.0f} s, not "
-                    "even the answer to a PING"
+        if self.held_up:
+            self._last_received = now  # nobody looks: what is silence can't be told
+        asked = self._ping is not None and not self._ping.done()
+        if now >= self._dead_or_idle_at(asked):
+            if asked:
+                self._end(
+                    ConnectionLostError(
+                        f"nothing came from {self.host} for {now - self._last_received:.3g} s, "
+                        "not even the answer to a PING"
+                    )
                 )
-            )
-            return
-        self._last_received = now  # the answer has as long
-        self._ping = self.ask("PING")
+                return
+            asked, self._pinged_at = True, now
+            try:
+                self._ping = self.ask("PING")
+            except ConnectionLostError:
+                return
+        delay = max(self._dead_or_idle_at(asked) - now, SHORTEST_LOOK)
+        self._watchdog = self._loop.call_later(delay, self._watch)
+
+    def _dead_or_idle_at(self, asked: bool) -> float:
+        """When the connection is dead if nothing comes until then; idle, if it was not asked."""
+        if not asked:
+            return self._last_received + self._idle
+        patience = self.dialed.socket_timeout or IDLE_PING
+        dead_at = max(self._last_received, self._pinged_at) + patience
+        if self._auth is not None and not self._auth.done():
+            dead_at = max(dead_at, self._auth_deadline)
+        return dead_at
 
     # -- the end ---------------------------------------------------------------------------------
 

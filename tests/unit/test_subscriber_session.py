@@ -264,6 +264,36 @@ async def test_a_dead_connection_is_found_out(stage):
     assert "PING" in str(cause)
 
 
+async def test_a_dead_connection_is_found_out_as_fast_as_its_options_say(stage):
+    """PING after ``health_check_interval`` of silence, the end ``socket_timeout`` after that."""
+    it = stage(PING=lambda *_: HANG)
+    session = it.open(Wire(it.peer), health_check_interval=10, socket_timeout=2.0)
+    await asyncio.sleep(11.9)
+    assert not session.closed
+    await asyncio.sleep(0.2)
+    assert session.closed
+
+
+async def test_a_subscriber_is_not_dead_behind_an_auth_that_takes_its_time(stage):
+    it = stage(AUTH=lambda *_: [12.0, OK])
+    session = it.open(Wire(it.peer), health_check_interval=3, socket_timeout=2.0)
+    await asyncio.sleep(2)
+    answer = session.authenticate(token())
+    await asyncio.sleep(13)
+    assert answer.result() == b"OK"
+    assert not session.closed
+
+
+async def test_a_subscriber_whose_auth_is_never_answered_is_dead(stage):
+    it = stage(AUTH=lambda *_: HANG)
+    session = it.open(Wire(it.peer), health_check_interval=3, socket_timeout=2.0)
+    session.authenticate(token())
+    await asyncio.sleep(14.5)
+    assert not session.closed
+    await asyncio.sleep(1)
+    assert session.closed
+
+
 # -- ends ------------------------------------------------------------------------------------------
 
 
