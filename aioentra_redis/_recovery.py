@@ -121,6 +121,7 @@ async def outlasting_outages(
     """
     deadline = None
     while True:
+        session = multiplexed.session
         try:
             return await attempt()
         except (redis_exceptions.ConnectionError, redis_exceptions.TimeoutError) as exc:
@@ -130,8 +131,8 @@ async def outlasting_outages(
                 raise
             await asyncio.sleep(LOSS_DELAY)
             others = (ConnectError, redis_exceptions.TimeoutError)
-            if multiplexed.session is not None and isinstance(exc, others):
-                raise  # the server is there: this was not about an outage
+            if session is not None and multiplexed.session is session and isinstance(exc, others):
+                raise  # the server was there all the while: this was not about an outage
         await multiplexed.start()
 
 

@@ -16,7 +16,7 @@ from aioentra_redis import ConnectionState, Reauthenticated, _schedule
 from aioentra_redis._blocking import wait_of, wait_on
 from aioentra_redis._multiplex import _reauth
 from aioentra_redis._schedule import reauth_deadline, wait_slice
-from aioentra_redis.errors import MaybeExecutedError, TokenExpiredError
+from aioentra_redis.errors import ConnectError, MaybeExecutedError, TokenExpiredError
 
 NULL = b"_\r\n"
 
@@ -284,6 +284,34 @@ async def test_a_wait_outlasts_an_outage_as_any_command_does(
         assert not popped.done()
     assert await popped in ((b"k", b"element"), [b"k", b"element"])
     assert attempts < 12
+
+
+@pytest.mark.looptime
+async def test_a_wait_outlasts_an_outage_that_is_over_before_it_looks(place: Place):
+    """The connection that all share is there again at once, but it is another one."""
+    client = place.client()
+    await client.get("k")
+
+    def all_are_cut(*_: bytes) -> Any:
+        del place.peer.script["HELLO"]
+        place.peer.cut()
+        return CUT
+
+    place.peer.script.update(HELLO=all_are_cut, BLPOP=[b"*2\r\n" + bulk("k") + bulk("element")])
+    assert list(await client.blpop("k", 5)) == [b"k", b"element"]
+    assert place.peer.dials == 4
+
+
+@pytest.mark.looptime
+async def test_a_wait_does_not_insist_where_the_server_is_there(place: Place):
+    """One that lets no more connections in, say: nothing was lost, so nothing is waited for."""
+    client = place.client()
+    await client.get("k")
+    place.peer.script["HELLO"] = lambda *_: CUT
+    started = now()
+    with pytest.raises(ConnectError, match="handshake"):
+        await client.blpop("k", 5)
+    assert now() - started < 1
 
 
 @pytest.mark.looptime
