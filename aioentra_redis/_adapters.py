@@ -228,7 +228,10 @@ class EntraCredentialProvider(CredentialProvider):
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._thread is None:
-            raise TypeError("the token source of this provider belongs to this process")
+            raise TypeError(
+                "this provider can't be pickled, its token source belongs to this process; one of "
+                "EntraCredentialProvider.in_thread(factory) can"
+            )
         again = functools.partial(type(self).in_thread, timeout=self._thread.timeout)
         return again, (self._thread.factory,)
 

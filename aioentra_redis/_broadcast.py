@@ -139,7 +139,9 @@ class Subscription(AsyncIterator["Token | RefreshFailed"]):
                 self._seen_version = token.version
                 return token
             if self._waiter is not None:
-                raise RuntimeError("another task is already waiting on this subscription")
+                raise RuntimeError(
+                    "another task is already waiting on this subscription: give each one of its own"
+                )
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter

@@ -119,7 +119,10 @@ class EntraRedis(Commands):
             default_to_no_retries(kwargs)
             limit_connections(kwargs, max_dedicated_connections)
         elif max_dedicated_connections is not None:
-            raise ConfigurationError("max_dedicated_connections= comes too late: the pool is made")
+            raise ConfigurationError(
+                "max_dedicated_connections= comes too late, the pool is made: give the pool "
+                "max_connections= instead"
+            )
         super().__init__(connection_pool=connection_pool, **kwargs)
         pool = self.connection_pool
         self._owned_source: TokenSource | None = None
@@ -128,7 +131,10 @@ class EntraRedis(Commands):
         self._hub = EventHub()
         if wants_token:
             if not tells_how_to_connect(pool):
-                raise ConfigurationError(f"no tokens for {pool!r}: it doesn't tell how to connect")
+                raise ConfigurationError(
+                    f"no tokens for {pool!r}: it doesn't tell how to connect, as a "
+                    "redis.asyncio.ConnectionPool does; pass one of those, or a URL"
+                )
             host, _, tls = pool_endpoint(pool)
             if not tls and names_its_host(pool):
                 check_host_for_plaintext(host, allow_plaintext=allow_plaintext)
@@ -274,7 +280,7 @@ class EntraRedis(Commands):
         if self.token_source is not None:
             raise ClosedError("this client has been closed; that is final, make a new one")
         if self._closing is None or not self._closing.done():
-            raise ClosedError("this client is being closed")
+            raise ClosedError("this client is being closed: wait for its aclose() first")
         self._closed, self._closing = False, None
         self._streams = EventStreams()
         self._share()

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from traceback import format_exc
 from types import MappingProxyType
 
 from . import _schedule as schedule
@@ -31,7 +32,7 @@ from ._events import (
     TokenStatus,
 )
 from ._news import Identity, is_news
-from ._redaction import again, without_tracebacks
+from ._redaction import again, scrub, without_tracebacks
 from ._repeats import Repeats
 from ._token import Token, resources_of
 from .errors import (
@@ -281,9 +282,12 @@ class Refresher:
         except TokenError as error:
             failure = without_tracebacks(error)
         except Exception as error:
-            # A supervised task does not die of a bug.
-            logger.exception("%s: unexpected error", self.name)
-            failure = TokenAcquisitionError(f"unexpected {type(error).__name__}: {error}")
+            # A supervised task does not die of a bug, whose words may hold what it stumbled over.
+            logger.error("%s: unexpected error\n%s", self.name, scrub(format_exc()))  # noqa: TRY400
+            failure = TokenAcquisitionError(
+                f"unexpected {type(error).__name__}: {scrub(str(error))}. This is a bug of "
+                "aioentra_redis: please report it with the traceback in the log"
+            )
         else:
             return token
         finally:

@@ -334,7 +334,9 @@ class SubscriberConnection:
         """Publish on the client's multiplexed connection: this one may not, with RESP2."""
         multiplexed = attached(self._pool)
         if multiplexed is None:
-            raise ClosedError("the client has no connection to publish on")
+            raise ClosedError(
+                "the client of this subscriber has been closed: close the subscriber, too"
+            )
         await answered(
             multiplexed,
             lambda session: session.submit(("PUBLISH", marker, b"")),

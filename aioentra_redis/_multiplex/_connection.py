@@ -243,7 +243,7 @@ class MultiplexedConnection:
     async def _dial(self) -> Session:
         pool = self._pool()
         if pool is None or self.closed:
-            raise ClosedError("the client has been closed")
+            raise ClosedError("this client has been closed; that is final, make a new one")
         loop = asyncio.get_running_loop()
         started = loop.time()
         # A weak method: a session is kept alive by its socket, and must not keep us alive.

@@ -121,7 +121,10 @@ class SignIn(CredentialProvider):
 
     def get_credentials(self) -> tuple[str, str]:
         """Refuses: a synchronous client would have to block on the token source's loop."""
-        raise ConfigurationError("this credential provider serves asyncio connections only")
+        raise ConfigurationError(
+            "the token source of this connection serves asyncio clients only: a synchronous one "
+            "would block its event loop. Use EntraCredentialProvider.in_thread(factory)"
+        )
 
     def __repr__(self) -> str:
         return f"<SignIn {self.source!r}>"
