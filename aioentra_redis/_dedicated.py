@@ -35,7 +35,7 @@ from ._events import (
     Reauthenticated,
 )
 from ._multiplex._reauth import Ledger, Reauthenticator, report_failure
-from ._redis_py import keeper_of, lend_last, let_go_of, signs_in_with
+from ._redis_py import keeper_of, lend_after, let_go_of, signs_in_with
 from ._schedule import IDLE_PING, reauth_deadline
 from .errors import ConnectionLostError
 
@@ -217,8 +217,9 @@ class DedicatedConnection:
                     return  # in use: the owner's next command takes AUTH along
                 if self.pending is None and self._loop.time() < self.ping_due_at():
                     return  # the owner has been here
-                self._keeper.lend_last(connection)
+                self._keeper.lend(connection, after_others=True)
                 await connection.in_band.run_in_background(self.pending)
+                self._keeper.lend(connection, after_others=False)
         except redis_exceptions.RedisError as exc:
             logger.info("%s ended: %s", self.name, exc)
         finally:
@@ -277,11 +278,14 @@ class DedicatedConnections:
             self._pinging.cancel()
             self._pinging = None
 
-    def lend_last(self, connection: Any) -> None:
-        """Spare the pool's clients the wait for an AUTH, as long as there are other connections."""
+    def lend(self, connection: Any, *, after_others: bool) -> None:
+        """Spare the pool's clients the wait for an AUTH, as long as there are other connections.
+
+        What is under AUTH is handed out last; after it, anything but what still is.
+        """
         pool = self._pool()
         if pool is not None:
-            lend_last(pool, connection)
+            lend_after(pool, connection, 0 if after_others else AT_ONCE)
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run ``work`` as a task that ends with us."""

@@ -27,7 +27,7 @@ __all__ = [
     "detach",
     "follows_a_master",
     "is_exhausted",
-    "lend_last",
+    "lend_after",
     "limit_connections",
     "names_its_host",
     "pool_endpoint",
@@ -226,12 +226,12 @@ def is_exhausted(error: Exception) -> bool:
     )
 
 
-def lend_last(pool: redis.asyncio.ConnectionPool, connection: object) -> None:
-    """Have ``pool`` hand out its other idle connections before this one.
+def lend_after(pool: redis.asyncio.ConnectionPool, connection: object, last: int) -> None:
+    """Have ``pool`` hand out its other idle connections before this one, but for the ``last`` ones.
 
     A pool takes the last of its list. One that keeps its connections in another way is left alone.
     """
     idle = getattr(pool, "_available_connections", None)
     if isinstance(idle, list) and connection in idle:
         idle.remove(connection)
-        idle.insert(0, connection)
+        idle.insert(last, connection)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
+from support.programs import run_program
 from support.signing_in import client_of, secret_source
 
 from aioentra_redis import (
@@ -24,8 +21,6 @@ from aioentra_redis import (
 from aioentra_redis.emulator import Emulator
 
 pytestmark = pytest.mark.emulator
-
-ROOT = Path(__file__).parents[2]
 
 
 # --------------------------------------------------------------------------------- after close
@@ -189,30 +184,7 @@ async def main():
 
 asyncio.run(main())
 """
-    await run(program, entra_emulator, entra_emulator.ca_file, child)
-
-
-async def run(program: str, emulator: Emulator, *arguments: str) -> str:
-    """Run a program against the emulator; returns what it printed."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-W",
-        "error",
-        "-W",
-        "ignore:This process:DeprecationWarning",  # has threads and forks: what is being tried
-        "-c",
-        program,
-        *arguments,
-        env={**os.environ, **emulator.environ("client-secret")},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    async with asyncio.timeout(40):
-        output, errors = await process.communicate()
-    assert process.returncode == 0, errors.decode()
-    assert errors == b""
-    return output.decode()
+    await run_program(program, entra_emulator, entra_emulator.ca_file, child)
 
 
 # ------------------------------------------------------------------------------- what is left
@@ -303,4 +275,4 @@ async def main():
 
 asyncio.run(main())
 """
-    assert float(await run(program, entra_emulator)) < 64
+    assert float(await run_program(program, entra_emulator)) < 64

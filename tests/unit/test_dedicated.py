@@ -153,6 +153,20 @@ async def test_one_that_hangs_delays_the_others_only_as_one_of_a_few(place: Plac
     assert CANARY not in repr(place.events)
 
 
+async def test_one_that_hangs_stays_the_last_to_be_handed_out(place: Place):
+    client = place.client()
+    await place.idle(client, 20)
+    place.peer.script["AUTH"] = [HANG]  # the first of them
+    await asyncio.sleep(SENT)
+    (hung,) = [row for row in client.auth_status() if row.token_version == 1]
+    assert hung.state is ConnectionState.REAUTHENTICATING
+    started = asyncio.get_running_loop().time()
+    leased = await place.leased(client, 19)
+    assert asyncio.get_running_loop().time() - started < 0.1
+    for connection in leased:
+        await client.connection_pool.release(connection)
+
+
 async def test_checkout_waits_for_an_auth_that_is_unread(place: Place):
     client = place.client(place.pool(max_connections=1))
     (connection,) = await place.idle(client, 1)
