@@ -28,6 +28,9 @@ MAY_BLOCK: tuple[tuple[str, str, str], ...] = (
     # aiohttp 3.9, the oldest we claim, looks for a netrc file on the loop at each request of a
     # session that minds the environment's proxies, as azure's do.
     ("aiohttp/helpers.py", "netrc_from_env", "aiohttp's proxy settings"),
+    # azure's asynchronous credential looks for az on PATH and starts it on the loop: a stat per
+    # directory and a fork, every hour or so. What the tool does then is not waited for there.
+    ("aio/_credentials/azure_cli.py", "_run_command", "starting az"),
     # Tracebacks and warnings read source lines; they only appear where something else is wrong.
     ("linecache.py", "updatecache", "showing source lines"),
     # pytest resolves paths and rewrites asserts while the loop of an async fixture runs.

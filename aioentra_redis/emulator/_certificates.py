@@ -6,7 +6,7 @@ import datetime
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import certifi
 import jwt
@@ -41,7 +41,7 @@ class Certificates:
 
     ``ca_file`` holds the local CA alone; ``ca_bundle`` holds it after certifi's, because
     SSL_CERT_FILE replaces a program's trust store instead of adding to it. ``server_context`` is
-    for the identity endpoints, ``redis_context`` for Redis, which may present other certificates.
+    for the authority, ``redis_context`` for Redis; both may present other certificates.
     """
 
     ca_file: Path
@@ -54,8 +54,8 @@ class Certificates:
     redis_context: ssl.SSLContext
     authority: trustme.CA
 
-    def present(self, kind: str) -> None:
-        """Present this certificate to whoever connects to Redis from now on.
+    def present(self, kind: str, *, to: Literal["redis", "identity"] = "redis") -> None:
+        """Present this certificate to whoever connects to Redis, or to the authority, from now on.
 
         ValueError for anything but a ``CertificateKind``.
         """
@@ -65,7 +65,7 @@ class Certificates:
         names = (OTHER_NAME,) if kind == "other-name" else NAMES
         end = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
         certificate = authority.issue_cert(*names, not_after=end if kind == "expired" else None)
-        certificate.configure_cert(self.redis_context)
+        certificate.configure_cert(self.redis_context if to == "redis" else self.server_context)
 
 
 def make_certificates(directory: Path, client_id: str) -> Certificates:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from ._records import Identity
+from ._server_control import CertificateKind
 
 __all__ = ["IdentityControl"]
 
@@ -86,6 +87,13 @@ class IdentityControl(abc.ABC):
         """Make the identity endpoints refuse connections, and end those they have, until
         ``heal``."""
         await self._call("refuse_identity")
+
+    async def present_identity_certificate(self, kind: CertificateKind) -> None:
+        """Present another certificate to those who connect to the authority from now on.
+
+        The kinds are those of ``present_certificate``. Open connections go on.
+        """
+        await self._call("present_identity_certificate", kind=kind)
 
     async def rotate_signing_key(self) -> None:
         """Sign tokens with a new key from now on; those signed with older keys remain good."""

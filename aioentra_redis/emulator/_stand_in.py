@@ -47,7 +47,7 @@ class StandIn:
         self._faults = Faults()
         self._policies: dict[str, str] = {}
         self._sites: list[Site] = []
-        self._presented = "good"
+        self._presented = self._presented_by_authority = "good"
         self._stack = contextlib.AsyncExitStack()
 
     # ------------------------------------------------------------------------------ start and end
@@ -183,6 +183,7 @@ class StandIn:
             "log": self.log,
             "next_tokens": self.next_tokens,
             "present_certificate": self.present_certificate,
+            "present_identity_certificate": self.present_identity_certificate,
             "refuse_auth": self.refuse_auth,
             "refuse_identity": self.refuse_identity,
             "reset": self.reset,
@@ -275,6 +276,11 @@ class StandIn:
             self._certificates.present(kind)
             self._presented = kind
 
+    async def present_identity_certificate(self, *, kind: str) -> None:
+        if kind != self._presented_by_authority:
+            self._certificates.present(kind, to="identity")
+            self._presented_by_authority = kind
+
     async def restart_server(self, *, keep_data: bool, downtime: float, loading: float) -> None:
         if keep_data:
             delay = await self._server.delay_per_key(loading) if loading else 0
@@ -291,6 +297,7 @@ class StandIn:
         self._faults.heal()
         self._front.heal()
         await self.present_certificate(kind="good")
+        await self.present_identity_certificate(kind="good")
         self._directory.forget_tokens()
         for site in self._sites:
             await site.start()

@@ -19,13 +19,25 @@ Begin = Callable[[Emulator], Awaitable[None]]
 
 AWAY: dict[str, tuple[Begin, str]] = {
     "refused connections": (lambda it: it.refuse_identity(), "Cannot connect"),
-    "hanging": (lambda it: it.hang_identity(), "no answer within 0.5 s"),
-    "slower than we wait": (lambda it: it.delay_identity(60), "no answer within 0.5 s"),
+    "hanging": (lambda it: it.hang_identity(), "no answer within 0.9 s"),
+    "slower than we wait": (lambda it: it.delay_identity(60), "no answer within 0.9 s"),
     "closed without an answer": (lambda it: it.cut_identity(None), "disconnected"),
     "closed in the middle of the body": (lambda it: it.cut_identity(300), "payload"),
+    "expired certificate": (
+        lambda it: it.present_identity_certificate("expired"),
+        "certificate has expired",
+    ),
+    "certificate of another host": (
+        lambda it: it.present_identity_certificate("other-name"),
+        "ostname mismatch",
+    ),
+    "certificate of an unknown CA": (
+        lambda it: it.present_identity_certificate("unknown-ca"),
+        "unable to get local issuer certificate",
+    ),
     "silent from the middle of the body": (
         lambda it: it.cut_identity(300, then="hang"),
-        "no answer within 0.5 s",
+        "no answer within 0.9 s",
     ),
 }
 

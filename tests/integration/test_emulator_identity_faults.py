@@ -111,6 +111,17 @@ async def test_bad_cuts_are_refused(entra_emulator: Emulator):
         await entra_emulator.cut_identity(-1)
 
 
+@pytest.mark.parametrize("kind", ["expired", "other-name", "unknown-ca"])
+async def test_another_certificate_of_the_authority(entra_emulator: Emulator, kind: Any):
+    await entra_emulator.present_identity_certificate(kind)
+    with pytest.raises(aiohttp.ClientConnectorCertificateError):
+        await fetch(entra_emulator, "token")
+    await entra_emulator.heal()
+    assert (await fetch(entra_emulator, "token"))[0] == 200
+    with pytest.raises(ValueError, match="no kind of certificate"):
+        await entra_emulator.present_identity_certificate("forged")  # type: ignore[arg-type]
+
+
 async def test_retry_after_as_a_date(entra_emulator: Emulator):
     date = email.utils.formatdate(time.time() + 5, usegmt=True)
     await entra_emulator.fail_identity(status=429, retry_after=date)

@@ -34,9 +34,9 @@ from aioentra_redis.emulator import Emulator
 
 __all__ = ["LIFE", "PATIENT", "Attempt", "Attempts", "endure", "young_heap"]
 
-LIFE = 6.0
+LIFE = 8.0
 """Seconds that tokens live in these tests."""
-PATIENT = TokenRefreshConfig(request_timeout=0.5, retry=RetryConfig())
+PATIENT = TokenRefreshConfig(request_timeout=0.9, retry=RetryConfig())
 """Everything as it is by default, so that it is the design's caps that shorten the pauses."""
 WATCH = 0.002
 SLACK = 0.5
