@@ -250,18 +250,20 @@ class EntraRedis(Commands):
         await asyncio.shield(asyncio.ensure_future(leaving))
 
     async def _close(self, close_connection_pool: bool | None) -> None:
-        await self._subscribers.aclose()
-        if self._multiplexed is not None:
-            await self._multiplexed.let_go()
-        if self._held is not None:
-            await self._held.let_go()
-        await super().aclose(close_connection_pool)
-        shared = self._multiplexed is None or not self._multiplexed.closed
-        if self._dedicated is not None and not shared:
-            await self._dedicated.aclose()
-        self._stop_events()
-        if self._owned_source is not None:
-            await self._owned_source.aclose()
+        try:
+            await self._subscribers.aclose()
+            if self._multiplexed is not None:
+                await self._multiplexed.let_go()
+            if self._held is not None:
+                await self._held.let_go()
+            await super().aclose(close_connection_pool)
+            shared = self._multiplexed is None or not self._multiplexed.closed
+            if self._dedicated is not None and not shared:
+                await self._dedicated.aclose()
+            if self._owned_source is not None:
+                await self._owned_source.aclose()
+        finally:
+            self._stop_events()  # whoever reads them must not wait for ever
 
     def _listen(self) -> None:
         if self._on_event is not None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -250,16 +251,22 @@ def _histogram(meter: Any, metric: Metric) -> Any:
 
 
 _made: Instruments | None = None
+_making = threading.Lock()
 
 
 def _instruments() -> Instruments | None:
     """The instruments, None while the program has not imported OpenTelemetry's API."""
+    return _made if _made is not None else _make()
+
+
+def _make() -> Instruments | None:
     global _made
-    if _made is None:
-        api = sys.modules.get("opentelemetry.metrics")
-        get_meter, observation = getattr(api, "get_meter", None), getattr(api, "Observation", None)
-        if get_meter is None or observation is None:  # or is in the middle of importing it
-            return None
-        version = getattr(sys.modules[__package__], "__version__", "")
-        _made = Instruments(get_meter(__package__, version), observation)
-    return _made
+    api = sys.modules.get("opentelemetry.metrics")
+    get_meter, observation = getattr(api, "get_meter", None), getattr(api, "Observation", None)
+    if get_meter is None or observation is None:  # or is in the middle of importing it
+        return None
+    with _making:  # sources may live in threads of their own
+        if _made is None:
+            version = getattr(sys.modules[__package__], "__version__", "")
+            _made = Instruments(get_meter(__package__, version), observation)
+        return _made

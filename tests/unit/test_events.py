@@ -265,6 +265,31 @@ async def test_a_client_tells_of_its_source_too_and_ends_with_it():
     assert await read(client.events()) == []
 
 
+async def test_the_last_event_of_a_client_that_owns_its_source_is_the_end_of_that():
+    place = TokenPlace()
+    client = place.client()
+    client.own(place.source)
+    stream = client.events()
+    await client.get("k")
+    await place.close()
+    last = [each async for each in stream][-1]
+    assert isinstance(last, TokenStateChanged)
+    assert last.new is TokenState.CLOSED
+
+
+async def test_streams_end_although_closing_fails(place: Place, monkeypatch):
+    client = place.client()
+    place.clients.clear()
+    await client.ping()
+    stream = client.events()
+    monkeypatch.setattr(client._subscribers, "aclose", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await client.aclose()
+    assert await read(stream) == []
+    assert stream._closed
+    await client._multiplexed.let_go()
+
+
 async def test_a_client_without_tokens_may_be_opened_again_and_so_may_its_events(place: Place):
     client = place.client()
     first = client.events()

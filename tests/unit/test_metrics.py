@@ -268,6 +268,25 @@ async def test_the_gauges_keep_nobody_alive(reader: Reader):
     await place.close()
 
 
+def test_the_instruments_are_made_once_for_all_threads(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_metrics, "_made", None)
+    found: list[Instruments | None] = []
+    barrier = threading.Barrier(8)
+
+    def look() -> None:
+        barrier.wait()
+        found.append(_metrics._instruments())
+
+    threads = [threading.Thread(target=look) for _ in range(8)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert len(found) == 8
+    assert len({id(each) for each in found}) == 1
+    assert found[0] is not None
+
+
 @pytest.mark.looptime(False)
 async def test_the_exporter_has_a_thread_of_its_own(reader: Reader, place: Place):
     """It reads while connections and sources come and go."""
