@@ -259,7 +259,9 @@ class EntraRedis(Commands):
             await super().aclose(close_connection_pool)
             shared = self._multiplexed is None or not self._multiplexed.closed
             if self._dedicated is not None and not shared:
-                await self._dedicated.aclose()
+                ours = self.auto_close_connection_pool
+                with_pool = ours if close_connection_pool is None else close_connection_pool
+                await self._dedicated.aclose(with_pool=bool(with_pool))
             if self._owned_source is not None:
                 await self._owned_source.aclose()
         finally:

@@ -20,7 +20,7 @@ import itertools
 import logging
 import random
 import weakref
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from redis import exceptions as redis_exceptions
@@ -37,7 +37,7 @@ from ._events import (
 from ._multiplex._reauth import Ledger, Reauthenticator, report_failure
 from ._redis_py import keeper_of, lend_after, let_go_of, signs_in_with
 from ._schedule import IDLE_PING, reauth_deadline
-from .errors import ConnectionLostError
+from .errors import ClosedError, ConnectionLostError
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -254,6 +254,8 @@ class DedicatedConnections:
         self._own: set[asyncio.Task[None]] = set()
         self._pinging: asyncio.Task[None] | None = None
         self._stopped = False
+        self._closed = False
+        self._connecting: set[asyncio.Timeout] = set()
         self.slots = asyncio.Semaphore(AT_ONCE)
 
     def keep(self, connection: Any) -> DedicatedConnection | None:
@@ -270,6 +272,27 @@ class DedicatedConnections:
         if self._pinging is None:
             self._pinging = self.start(self._ping_the_idle(), "ping-dedicated")
         return kept
+
+    @contextlib.asynccontextmanager
+    async def connecting(self) -> AsyncIterator[None]:
+        """Around the making of a connection, which a closed client must not do, nor go on with.
+
+        Raises ``ClosedError``.
+        """
+        error = ClosedError("the client of this connection has been closed; that is final")
+        if self._closed:
+            raise error
+        ends = asyncio.timeout(None)
+        try:
+            async with ends:
+                self._connecting.add(ends)
+                yield
+        except TimeoutError:
+            if not ends.expired():
+                raise
+            raise error from None
+        finally:
+            self._connecting.discard(ends)
 
     def forget(self, kept: DedicatedConnection) -> None:
         """``kept`` has ended."""
@@ -315,6 +338,7 @@ class DedicatedConnections:
 
     def reopen(self, hub: EventHub) -> None:
         """A client uses the pool; the first one after all others were closed brings its hub."""
+        self._closed = False
         if self._stopped:
             self._stopped = False
             self.hub = hub
@@ -327,8 +351,15 @@ class DedicatedConnections:
         for task in list(self._own):
             task.cancel()
 
-    async def aclose(self) -> None:
-        """``stop``, and wait for the tasks; a connection in the middle of an AUTH is closed."""
+    async def aclose(self, *, with_pool: bool) -> None:
+        """``stop``, and wait for the tasks; a connection in the middle of an AUTH is closed.
+
+        ``with_pool`` says that the pool is closed for good: nothing connects from now on.
+        """
+        if with_pool:
+            self._closed = True
+            for ends in self._connecting:
+                ends.reschedule(asyncio.get_running_loop().time())
         tasks = list(self._own)
         self.stop()
         if tasks:

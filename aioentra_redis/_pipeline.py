@@ -130,6 +130,8 @@ class EntraPipeline(Pipeline):
         cancelled twice.
         """
         if self._resetting is None:
+            if not getattr(self.connection, "is_connected", True):
+                self.watching = False  # to say UNWATCH redis-py would connect anew
             resetting: Any = super().reset()  # type: ignore[no-untyped-call]
             if self.connection is None:
                 await resetting

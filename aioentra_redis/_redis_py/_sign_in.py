@@ -78,6 +78,9 @@ class Keeper(Protocol):
     def keep(self, connection: Any) -> Renewal | None:
         """``connection`` has signed in, or is handed out without anybody who keeps it so."""
 
+    def connecting(self) -> contextlib.AbstractAsyncContextManager[None]:
+        """Where a connection connects; raises ``ClosedError`` when the clients are closed."""
+
 
 class SignIn(CredentialProvider):
     """Gives each connection of a client its token, and remembers which one."""
@@ -151,6 +154,16 @@ class _SignedIn:
             due=self._due,
             learned=self._learned,
         )
+
+    async def connect(self, *args: Any, **kwargs: Any) -> None:
+        keeper = self.credential_provider.keeper
+        async with contextlib.nullcontext() if keeper is None else keeper.connecting():
+            await super().connect(*args, **kwargs)  # type: ignore[misc]
+
+    async def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
+        keeper = self.credential_provider.keeper
+        async with contextlib.nullcontext() if keeper is None else keeper.connecting():
+            await super().connect_check_health(*args, **kwargs)  # type: ignore[misc]
 
     async def _connect(self) -> None:
         sign_in = self.credential_provider
