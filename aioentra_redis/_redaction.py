@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-__all__ = ["Secret", "again", "mentions_token", "scrub", "without_tracebacks"]
+__all__ = ["Secret", "Veiled", "again", "mentions_token", "scrub", "without_tracebacks"]
 
 _JWT = re.compile(r"eyJ[A-Za-z0-9_-]{6,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*)?")
 _ASSIGNED = re.compile(
@@ -61,6 +61,22 @@ class Secret:
 
     def __deepcopy__(self, memo: object) -> Secret:
         return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a secret can't be pickled")
+
+
+class Veiled(str):
+    """A secret text for those who have to send it: what lists their variables does not show it.
+
+    It is a ``str`` in all respects but its ``repr()``, which is what tracebacks with locals print,
+    of redis-py's frames, too, where a token is an argument; and it can't be pickled.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "'**********'"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a secret can't be pickled")

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from ._redaction import Secret
+from ._redaction import Secret, Veiled
 from .errors import InvalidTokenError
 
 __all__ = ["REDIS_RESOURCE", "REDIS_RESOURCE_ID", "REDIS_SCOPE", "Token", "resources_of"]
@@ -173,8 +173,8 @@ class Token:
 
     @property
     def secret(self) -> str:
-        """The raw token, to be sent to the server and nowhere else."""
-        return self._secret.reveal()  # type: ignore[attr-defined,no-any-return]
+        """The raw token, to be sent to the server and nowhere else; its ``repr()`` is veiled."""
+        return Veiled(self._secret.reveal())  # type: ignore[attr-defined]
 
     @property
     def lifetime(self) -> float:

@@ -335,6 +335,10 @@ def _translated(connection: Any) -> Iterator[None]:
             token=connection.credential_provider.token,
         )
         raise error from error.__cause__
+    except BaseException as exc:
+        # Cancelled by a timeout of the caller's, say, whose error this will be the cause of.
+        without_tracebacks(exc)
+        raise
 
 
 @functools.cache

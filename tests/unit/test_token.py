@@ -9,6 +9,7 @@ import pickle
 import pprint
 import traceback
 
+import hiredis
 import pytest
 from support.token_fakes import CANARY, EPOCH, jwt
 
@@ -198,6 +199,12 @@ def test_the_secret_is_shown_nowhere(caplog: pytest.LogCaptureFixture):
         caplog.text,
     ]
     assert CANARY not in " ".join(shown)
+    arguments = ("AUTH", token.username, token.secret)
+    assert CANARY not in f"{arguments} {token.secret!r} {pprint.pformat(arguments)}"
+    assert CANARY in hiredis.pack_command(arguments).decode(), "yet it is what is sent"
+    assert isinstance(token.secret, str)
+    with pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(token.secret)
     assert not hasattr(token, "__dict__")
     with pytest.raises(TypeError):
         json.dumps(token)
