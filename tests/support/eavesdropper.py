@@ -19,6 +19,7 @@ class Eavesdropper:
     def __init__(self) -> None:
         self.heard = bytearray()
         self.port = 0
+        self.dials = 0
 
     @contextlib.asynccontextmanager
     async def listening(self, context: ssl.SSLContext | None) -> AsyncIterator[Eavesdropper]:
@@ -27,6 +28,7 @@ class Eavesdropper:
 
         async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             transports.add(writer.transport)
+            self.dials += 1
             try:
                 while more := await reader.read(1 << 16):
                     self.heard += more
