@@ -110,7 +110,7 @@ async def test_forth_and_put_right_with_a_valid_token(
         clock.offset = 0.0
         await until(lambda: traffic.done > done)
         recovery = time.monotonic() - begun
-        figure("recovery once the clock is right", recovery / LIFE, "of the life", target="0.17")
+        figure("recovery, clock right", recovery / LIFE, "of the life", target="under 0.25")
         assert recovery < 2
         await traffic.stop()
         assert traffic.wrong == []
@@ -166,7 +166,7 @@ async def test_forth_with_an_expired_token(
         clock.offset = 0.0
         await until(lambda: traffic.done > 0)
         recovery = time.monotonic() - begun
-        figure("recovery once the clock is right", recovery / LIFE, "of the life", target="0.17")
+        figure("recovery, clock right", recovery / LIFE, "of the life", target="under 0.25")
         assert recovery < 2
         await traffic.stop()
 
