@@ -1,4 +1,4 @@
-"""The soak in small: half a minute of faults and load; ``nox -s soak`` is the long run."""
+"""The soak in small, half a minute from start to end; ``nox -s soak`` is the long run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from soak.findings import Kind
 from soak.report import broken, table
 from soak.run import Plan, Result, soak
-from soak.schedule import KINDS
 
 from aioentra_redis import EntraRedis
 from aioentra_redis.emulator import Emulator
@@ -20,7 +19,7 @@ SEED = 20261122
 
 
 async def run(emulator: Emulator, **changes: Any) -> Result:
-    plan = {"seconds": 30.0, "rotations": 1000, "warm_up": 30, "seed": SEED, **changes}
+    plan = {"seconds": 20.0, "rotations": 1000, "warm_up": 30, "seed": SEED, **changes}
     return await soak(emulator, Plan(**plan))
 
 
@@ -30,11 +29,11 @@ async def test_half_a_minute_of_everything(entra_emulator: Emulator, figure) -> 
         figure(kind.value, result.findings.counts[kind], target="0")
     figure("rotations", result.rotations, target="over 40")
     print(table(result))
-    # Memory is for the long run: half a minute is all warm-up.
+    # Memory is for the long run: this is all warm-up.
     assert [row.name for row in broken(result) if "memory" not in row.name] == []
     assert result.rotations > 40
     assert result.calls > 1000
-    assert result.faults.total() >= len(KINDS) / 3
+    assert result.faults.total() > 5
     for queue in result.queues:
         assert queue.elements.delivered > 50
     for channel in result.channels:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from collections.abc import Callable
 
 __all__ = ["Findings", "Kind"]
 
@@ -24,9 +25,10 @@ class Kind(enum.Enum):
 
 
 class Findings:
-    """Counts by kind, and the first of each in words."""
+    """Counts by kind, and the first of each in words, which ``tell`` is told at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], None] = lambda _: None) -> None:
+        self._tell = tell
         self.counts: Counter[Kind] = Counter()
         self.texts: dict[Kind, list[str]] = {}
 
@@ -35,6 +37,7 @@ class Findings:
         texts = self.texts.setdefault(kind, [])
         if len(texts) < SHOWN:
             texts.append(text)
+            self._tell(f"{kind.value}: {text}")
 
     def of(self, kind: Kind) -> list[str]:
         return self.texts.get(kind, [])

@@ -85,7 +85,7 @@ Progress = Callable[[str], None]
 
 async def soak(emulator: Emulator, plan: Plan, progress: Progress = lambda _: None) -> Result:
     """Run it; whatever was found is in the result."""
-    findings, windows = Findings(), Windows()
+    findings, windows = Findings(progress), Windows()
     result = Result(plan, findings)
     calls = Calls(findings, windows, plan.seed)
     observer = Observer(findings, windows)

@@ -17,7 +17,11 @@ GRACE = 2.0
 
 Errors = tuple[type[BaseException], ...]
 
-LOSS: Errors = (redis_exceptions.ConnectionError, redis_exceptions.TimeoutError)
+LOSS: Errors = (
+    redis_exceptions.ConnectionError,
+    redis_exceptions.TimeoutError,
+    redis_exceptions.WatchError,  # the connection that had the WATCH is gone
+)
 NOTHING: Errors = ()
 
 
@@ -50,12 +54,26 @@ _ALL = (
     FaultKind("cut every connection", (0, 0), 4, LOSS, kills=True),
     FaultKind("cut one connection", (0, 0), 6, LOSS, kills=True),
     FaultKind("restart the server", (0, 0.5), 4, LOSS, kills=True),
+    FaultKind("load data at a restart", (0.2, 1.0), 2, LOSS, kills=True),
+    FaultKind("break every reply off", (0, 0), 3, LOSS, kills=True),
+    FaultKind(
+        "leave one connection half open", (0.5, 2.0), 3, LOSS, kills=True, holds_up_auth=True
+    ),
+    FaultKind("freeze one connection", (0.2, 1.5), 4, holds_up_auth=True),
+    FaultKind("freeze every connection", (0.2, 1.0), 2, holds_up_auth=True),
     FaultKind("CLIENT KILL one", (0, 0), 4, LOSS, kills=True),
     FaultKind("CLIENT KILL normal", (0, 0), 2, LOSS, kills=True),
     FaultKind("CLIENT KILL pubsub", (0, 0), 3, LOSS, kills=True),
     FaultKind("identity provider fails", (0.3, 1.2), 5),
     FaultKind("identity provider hangs", (0.3, 1.0), 4),
     FaultKind("identity provider is slow", (1.0, 2.0), 4),
+    FaultKind("identity provider refuses connections", (0.3, 1.2), 3),
+    FaultKind("identity provider breaks answers off", (0.3, 1.2), 3),
+    FaultKind("identity provider changes its key", (0, 0), 2),
+    FaultKind("identity provider gives what is no token", (0.3, 1.0), 2),
+    FaultKind(
+        "identity provider gives forged tokens", (0.3, 1.0), 3, (ConnectError,), holds_up_auth=True
+    ),
     FaultKind(
         "identity provider is gone",
         (5.0, 7.0),
@@ -68,6 +86,7 @@ _ALL = (
     FaultKind("AUTH is refused once", (0, 0), 4, (ConnectError,), holds_up_auth=True),
     FaultKind("AUTH is refused", (0.3, 1.0), 4, (ConnectError,), holds_up_auth=True),
     FaultKind("AUTH is slow", (1.0, 2.5), 5, holds_up_auth=True),
+    FaultKind("AUTH hangs", (0.3, 1.5), 3, holds_up_auth=True),
     FaultKind("the event loop stalls", (0.05, 0.5), 5),
 )
 

@@ -15,6 +15,7 @@ from soak.outcomes import Outcome, outcome_of
 from soak.report import broken, table
 from soak.run import Plan, Result, judge_log
 from soak.schedule import GRACE, KINDS, Windows, faults
+from soak.strikes import Strikes
 
 from aioentra_redis import (
     CommandTimeoutError,
@@ -132,6 +133,10 @@ async def test_a_failure_without_a_fault_is_found(findings: Findings):
 
     assert await calls.attempt(fail) == (MAYBE, None)
     assert findings.counts == {Kind.UNEXPLAINED: 1}
+
+
+def test_there_is_a_way_for_every_kind_of_fault():
+    assert set(Strikes(None, None, Windows())._ways) == set(KINDS)  # type: ignore[arg-type]
 
 
 def test_a_schedule_follows_from_its_seed_and_leaves_nothing_out():
