@@ -27,8 +27,10 @@ class HeldConnection:
         self._changed = False
         self._used = False
         self._reopened = False
-        if hasattr(connection, "register_connect_callback"):  # else it is of the user's own making
-            connection.register_connect_callback(self._connected)  # which is held weakly
+        # Else it is of the user's own making.
+        self._listens = hasattr(connection, "register_connect_callback")
+        if self._listens:
+            connection.register_connect_callback(self._connected)
 
     def _connected(self, _: Any) -> None:
         self._reopened = self._reopened or self._used
@@ -53,5 +55,8 @@ class HeldConnection:
 
     async def let_go(self) -> None:
         """Make it fit for whoever leases it next; to be called before it goes back to its pool."""
+        if self._listens:
+            # It is held weakly, but its place would be kept for as long as the connection lives.
+            self._connection.deregister_connect_callback(self._connected)
         if self._changed:
             await self._connection.disconnect(nowait=True)

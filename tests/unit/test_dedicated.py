@@ -390,3 +390,13 @@ async def test_a_loss_before_the_expiry_is_redis_pys_own_error(place: Place):
         await run(connection, "ECHO", "b")
     assert not isinstance(caught.value, ConnectionLostError)
     await client.connection_pool.release(connection)
+
+
+async def test_a_connection_does_not_remember_all_who_have_held_it(place: Place):
+    client = place.client()
+    for _ in range(5):
+        async with client.client() as own:
+            assert await own.echo("a") == b"a"
+            connection = own.connection
+    assert place.peer.dials == 1
+    assert connection._connect_callbacks == []
