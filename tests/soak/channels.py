@@ -8,7 +8,7 @@ import random
 import time
 from typing import Any
 
-from aioentra_redis import Event, MessagesMayBeMissing
+from aioentra_redis import Event, MessagesMayBeMissing, SubscriptionHandedOver
 
 from .calls import Calls
 from .model import Messages
@@ -17,7 +17,7 @@ from .outcomes import Outcome
 __all__ = ["Channel"]
 
 ANNOUNCED = 15.0
-"""Seconds for which the event about a gap excuses it: messages of before may still be unread."""
+"""Seconds for which an event excuses a gap, or a repetition: older messages may be unread yet."""
 
 
 class Channel:
@@ -30,18 +30,25 @@ class Channel:
         self._random = random.Random(seed)
         self._published = 0
         self._ended = False
-        self._gap_at = float("-inf")
-        self.gaps = 0
+        self._gap_at = self._doubt_at = float("-inf")
+        self.gaps = self.doubts = 0
 
     def on_event(self, event: Event) -> None:
         """Events of the subscriber's client."""
         if isinstance(event, MessagesMayBeMissing):
             self._gap_at = time.monotonic()
             self.gaps += 1
+        elif isinstance(event, SubscriptionHandedOver) and event.doubt is not None:
+            self._doubt_at = time.monotonic()
+            self.doubts += 1
 
     @property
     def _excused(self) -> bool:
         return time.monotonic() - self._gap_at < ANNOUNCED
+
+    @property
+    def _doubted(self) -> bool:
+        return time.monotonic() - self._doubt_at < ANNOUNCED
 
     async def publish(self, think: float) -> None:
         """Publish numbers until the calls stop."""
@@ -82,4 +89,4 @@ class Channel:
         name, _, number = bytes(message["data"]).rpartition(b"|")
         self._calls.expect(message["channel"], self._name.encode(), "a message's channel")
         self._calls.expect(name, self._name.encode(), "a message")
-        self.messages.came(int(number), excused=self._excused)
+        self.messages.came(int(number), excused=self._excused, doubted=self._doubted)

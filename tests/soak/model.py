@@ -200,7 +200,7 @@ class Messages:
 
     def __init__(self, findings: Findings, name: str) -> None:
         self._findings, self.name = findings, name
-        self.received = self.missed = 0
+        self.received = self.missed = self.repeated = 0
         self._last = 0
         self._doubtful: dict[int, Outcome] = {}
 
@@ -209,14 +209,19 @@ class Messages:
         if number > self._last or outcome is Outcome.NOT_RUN:
             self._doubtful[number] = outcome
 
-    def came(self, number: int, *, excused: bool) -> None:
-        """The subscriber was given ``number``; ``excused`` is a gap that it was told of."""
+    def came(self, number: int, *, excused: bool, doubted: bool = False) -> None:
+        """The subscriber was given ``number``.
+
+        ``excused`` is a gap that it was told of, ``doubted`` a handover after which it was told
+        that messages may come twice.
+        """
         self.received += 1
         outcome = self._doubtful.pop(number, None)
         if outcome is Outcome.NOT_RUN:
             self._findings.add(Kind.TWICE, f"{self.name}: {number} came although it had failed")
         if number <= self._last:
-            if outcome is not Outcome.LATE:
+            self.repeated += 1
+            if outcome is not Outcome.LATE and not doubted:
                 self._findings.add(
                     Kind.TWICE, f"{self.name}: {number} came after {self._last}, again or too late"
                 )

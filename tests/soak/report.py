@@ -65,7 +65,8 @@ def _delivery(result: Result) -> Iterator[Row]:
         messages = channel.messages
         yield Row(
             f"messages of {messages.name}",
-            f"{messages.received:,}, {messages.missed:,} missed in {channel.gaps:,} announced gaps",
+            f"{messages.received:,}, {messages.missed:,} missed in {channel.gaps:,} announced gaps, "
+            f"{messages.repeated:,} repeated after {channel.doubts:,} handovers in doubt",
         )
 
 

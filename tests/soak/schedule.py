@@ -17,6 +17,10 @@ GRACE = 2.0
 
 Errors = tuple[type[BaseException], ...]
 
+REFUSAL: Errors = (ConnectError, TokenError)
+"""A new connection can't sign in. One that waits, and whose token was refused until shortly before
+the end of the former one, says so in time."""
+
 LOSS: Errors = (
     redis_exceptions.ConnectionError,
     redis_exceptions.TimeoutError,
@@ -71,9 +75,7 @@ _ALL = (
     FaultKind("identity provider breaks answers off", (0.3, 1.2), 3),
     FaultKind("identity provider changes its key", (0, 0), 2),
     FaultKind("identity provider gives what is no token", (0.3, 1.0), 2),
-    FaultKind(
-        "identity provider gives forged tokens", (0.3, 1.0), 3, (ConnectError,), holds_up_auth=True
-    ),
+    FaultKind("identity provider gives forged tokens", (0.3, 1.0), 3, REFUSAL, holds_up_auth=True),
     FaultKind(
         "identity provider is gone",
         (5.0, 7.0),
@@ -83,8 +85,8 @@ _ALL = (
         holds_up_auth=True,
         without_identity=True,
     ),
-    FaultKind("AUTH is refused once", (0, 0), 4, (ConnectError,), holds_up_auth=True),
-    FaultKind("AUTH is refused", (0.3, 1.0), 4, (ConnectError,), holds_up_auth=True),
+    FaultKind("AUTH is refused once", (0, 0), 4, REFUSAL, holds_up_auth=True),
+    FaultKind("AUTH is refused", (0.3, 1.0), 4, REFUSAL, holds_up_auth=True),
     FaultKind("AUTH is slow", (1.0, 2.5), 5, holds_up_auth=True),
     FaultKind("AUTH hangs", (0.3, 1.5), 3, holds_up_auth=True),
     FaultKind("the event loop stalls", (0.05, 0.5), 5),

@@ -254,6 +254,14 @@ def test_a_message_that_comes_twice_is_found(findings: Findings, numbers):
     assert findings.counts == {Kind.TWICE: 1}
 
 
+def test_a_message_may_come_twice_where_the_subscriber_was_told_so(findings: Findings):
+    messages = Messages(findings, "c")
+    messages.came(1, excused=False)
+    messages.came(1, excused=False, doubted=True)
+    assert not findings
+    assert messages.repeated == 1
+
+
 def test_a_message_that_was_reported_as_not_sent_is_found(findings: Findings):
     messages = Messages(findings, "c")
     messages.failed(1, NOT_RUN)
