@@ -63,11 +63,10 @@ def _delivery(result: Result) -> Iterator[Row]:
             )
     for channel in result.channels:
         messages = channel.messages
-        yield Row(
-            f"messages of {messages.name}",
-            f"{messages.received:,}, {messages.missed:,} missed in {channel.gaps:,} announced gaps, "
-            f"{messages.repeated:,} repeated after {channel.doubts:,} handovers in doubt",
-        )
+        yield Row(f"messages of {messages.name}", f"{messages.received:,}")
+        yield Row("... missed, in announced gaps", f"{messages.missed:,} in {channel.gaps:,}")
+        doubts = f"{messages.repeated:,} after {channel.doubts:,}"
+        yield Row("... repeated, after handovers in doubt", doubts)
 
 
 def _auth(result: Result) -> Iterator[Row]:
