@@ -56,6 +56,9 @@ validating a token after 10 s (Microsoft's guide for client libraries)."""
 EXPIRY_MARGIN = 1.0
 EXPIRY_MARGIN_FRACTION = 0.05
 MIN_SLICE = 0.02
+ANSWER_SHARE = 0.1
+"""Of the time from a renewal to the deadline of its AUTHs, what is kept for the answer where
+nothing could be sent before."""
 IDLE_PING = 60.0
 """Seconds without traffic after which a PING is sent: Azure closes connections that are idle for
 10 minutes (Azure Cache for Redis, best practices for connection resilience)."""
@@ -163,15 +166,17 @@ def reauth_delay(token: Lifetime, now: float, random: Random = _random) -> float
 def wait_slice(token: Lifetime, now: float, share: float) -> float:
     """How long a connection that holds ``token`` may be blocked from ``now``, 0 for not at all.
 
-    Up to the deadline of its AUTH, less its jitter: ``share`` (0 to 1) of half of the time that a
-    renewal leaves for that. From there to the deadline, and then in quarters of what is left, so
-    that a late token is noticed, to a second (or a twentieth of a shorter life) before the expiry.
+    Up to the deadline of its AUTH, less a tenth of the time that a renewal leaves for that, in
+    which it is answered, and less its jitter: ``share`` (0 to 1) of half of that time. From there
+    to the deadline, and then in quarters of what is left, so that a late token is noticed, to a
+    second (or a twentieth of a shorter life) before the expiry.
     """
     deadline = reauth_deadline(token)
     window = min(RENEWAL_LEAD, RENEWAL_LEAD_FRACTION * token.lifetime) - (
         token.expires_on - deadline
     )
-    for end in (deadline - share * 0.5 * window, deadline):
+    answered_from = deadline - ANSWER_SHARE * window
+    for end in (answered_from - share * 0.5 * window, answered_from, deadline):
         if now < end - MIN_SLICE:
             return end - now
     left = token.expires_on - min(EXPIRY_MARGIN, EXPIRY_MARGIN_FRACTION * token.lifetime) - now

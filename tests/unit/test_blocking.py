@@ -110,6 +110,15 @@ def test_slices_end_before_the_deadline_and_then_before_the_expiry(
     assert slices < 60
 
 
+@given(life=st.floats(1, 90_000), share=st.floats(0, 1))
+def test_an_auth_behind_a_wait_has_time_to_be_answered_by_the_deadline(life: float, share: float):
+    token = Life(life)
+    renewal = life - min(300, life / 2)
+    window = reauth_deadline(token) - renewal
+    end = renewal + wait_slice(token, renewal, share)
+    assert renewal < end <= reauth_deadline(token) - 0.09 * window
+
+
 # -------------------------------------------------------------------------------------- waits
 
 
