@@ -24,7 +24,7 @@ class Sample:
 
     rotations: int
     resident: float
-    """Resident memory in MB; 0 where the system does not tell."""
+    """Resident memory in MB, without what glibc kept of a peak; 0 where the system does not tell."""
     heap: float
     """MB that C's allocator has given out, OpenSSL's and hiredis' among them; 0 without glibc."""
     traced: float
@@ -39,8 +39,14 @@ class Sample:
 
 
 def measure(rotations: int) -> Sample:
-    """Collect garbage and look."""
+    """Collect garbage and look.
+
+    What a fault has piled up, glibc may keep for later: it is asked to return that, so that one
+    peak is not taken for growth.
+    """
     gc.collect()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
     return Sample(
         rotations=rotations,
         resident=_resident() / MB,
