@@ -24,7 +24,7 @@ class Sample:
 
     rotations: int
     resident: float
-    """Resident memory in MB, without what glibc kept of a peak; 0 where the system does not tell."""
+    """Resident memory in MB, without what glibc keeps of a peak; 0 where it is not told."""
     heap: float
     """MB that C's allocator has given out, OpenSSL's and hiredis' among them; 0 without glibc."""
     traced: float
