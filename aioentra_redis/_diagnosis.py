@@ -10,7 +10,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from redis import exceptions as redis_exceptions
 from redis.asyncio.sentinel import MasterNotFoundError, SlaveNotFoundError
@@ -74,8 +74,7 @@ def _explain(
                 ConnectError,
                 "tls",
                 f"the certificate of {where} is not accepted ({cause.verify_message or reason}). "
-                "Connect by the host name that the certificate is for; if a private CA signed it, "
-                "pass ssl_ca_certs=",
+                f"{_certificate_hint(getattr(cause, 'verify_code', None))}",
             )
         if isinstance(cause, ssl.SSLError):
             return error(
@@ -152,6 +151,21 @@ def _refused(where: str, token: Token | None, reason: str) -> str:
         "token is of another tenant; it has expired, or this machine's clock is wrong; the "
         "assignment is minutes old and not yet in force"
     )
+
+
+_HOST_NAME: Final = "Connect by the host name that the certificate is for"
+_CERTIFICATE_HINTS: Final = {
+    9: "Is this machine's clock right? The certificate is not valid yet",
+    10: "Its owner has to renew it; is this machine's clock right?",
+    62: f"{_HOST_NAME}; is something else answering in its place?",
+    64: f"{_HOST_NAME}, not by an IP address",
+}
+"""What to do, by OpenSSL's X509_V_ERR_*: not yet valid, expired, another host's, another IP's."""
+
+
+def _certificate_hint(code: int | None) -> str:
+    private = "If a private CA signed it, pass ssl_ca_certs="
+    return _CERTIFICATE_HINTS.get(code or 0, f"{private}. {_HOST_NAME}")
 
 
 def _port_hint(host: str, port: int, tls: bool) -> str:

@@ -177,6 +177,10 @@ class _SignedIn:
     # Whoever asks for the connection gets an error for people, and one whose chain holds no frame
     # of redis-py's sign-in, where the token is a local variable.
 
+    async def connect(self) -> None:
+        with explained(self):
+            await super().connect()  # type: ignore[misc]
+
     async def on_connect(self) -> None:
         with explained(self):
             await super().on_connect()  # type: ignore[misc]

@@ -74,8 +74,8 @@ class Load:
                 await asyncio.sleep(0.005)
 
     def slowest(self, since: float, until: float = float("inf")) -> float:
-        """The longest that a command took which was sent in that time."""
-        return max(took for sent, took in self.latencies if since <= sent <= until)
+        """The longest that a command took which was under way at some moment of that time."""
+        return max(took for sent, took in self.latencies if sent <= until and sent + took >= since)
 
 
 class _Worker:

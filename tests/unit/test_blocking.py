@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Any
 
 import pytest
@@ -320,6 +321,24 @@ async def test_a_wait_does_not_insist_where_the_server_is_there(place: Place):
     started = now()
     with pytest.raises(ConnectError, match="handshake"):
         await client.blpop("k", 5)
+    assert now() - started < 1
+
+
+@pytest.mark.looptime
+async def test_what_keeps_a_wait_from_connecting_is_explained(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    client = place.client()
+    await client.get("k")
+
+    async def distrusts(_: Any) -> None:
+        raise ssl.SSLCertVerificationError(1, "certificate verify failed: certificate has expired")
+
+    monkeypatch.setattr(client.connection_pool.connection_class.__mro__[2], "_connect", distrusts)
+    started = now()
+    with pytest.raises(ConnectError, match="certificate of localhost") as caught:
+        await client.blpop("k", 5)
+    assert caught.value.stage == "tls"
     assert now() - started < 1
 
 

@@ -56,6 +56,26 @@ Wrapped = redis_exceptions.ConnectionError
 
 
 @pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (9, "this machine's clock"),
+        (10, "has to renew it"),
+        (20, "ssl_ca_certs="),
+        (62, "by the host name"),
+        (64, "not by an IP address"),
+    ],
+)
+def test_what_is_wrong_with_a_certificate_decides_the_remedy(code: int, remedy: str):
+    cause = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    cause.verify_code, cause.verify_message = code, "as OpenSSL says it"
+    error = explain(raised(Wrapped("x"), cause), host="cache", port=7, tls=True, token=None)
+    assert isinstance(error, ConnectError)
+    assert error.stage == "tls"
+    assert "as OpenSSL says it" in str(error)
+    assert remedy in str(error)
+
+
+@pytest.mark.parametrize(
     ("error", "kind", "stage", "says"),
     [
         (
