@@ -51,7 +51,7 @@ class Consumer:
 
 
 class Listener:
-    """Keeps what a subscriber gets."""
+    """Keeps what a subscriber gets; told of a loss, which redis-py 5 does not repair, it goes on."""
 
     def __init__(self, subscriber: Any) -> None:
         self._subscriber = subscriber
@@ -60,9 +60,13 @@ class Listener:
 
     async def _listen(self) -> None:
         while True:
-            message = await self._subscriber.get_message(timeout=1.0)
-            if message is not None:
-                self.got.append(message["data"])
+            try:
+                message = await self._subscriber.get_message(timeout=1.0)
+            except redis_exceptions.ConnectionError:
+                await asyncio.sleep(0.05)
+            else:
+                if message is not None:
+                    self.got.append(message["data"])
 
     async def stop(self) -> None:
         self._task.cancel()

@@ -332,7 +332,9 @@ async def test_what_keeps_a_wait_from_connecting_is_explained(
     await client.get("k")
 
     async def distrusts(_: Any) -> None:
-        raise ssl.SSLCertVerificationError(1, "certificate verify failed: certificate has expired")
+        error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+        error.verify_code, error.verify_message = 10, "certificate has expired"
+        raise error
 
     monkeypatch.setattr(client.connection_pool.connection_class.__mro__[2], "_connect", distrusts)
     started = now()
