@@ -238,7 +238,7 @@ async def test_garbage_in_the_stream(
     """The connection is dropped, callers are told, and the next command works."""
     witness = Witness()
     async with (
-        minted_source(entra_emulator, believed=2.0) as source,
+        minted_source(entra_emulator, believed=3.0) as source,
         client_of(entra_emulator, source, protocol=protocol, on_event=witness) as redis,
     ):
         await redis.set("key", "value")

@@ -73,7 +73,7 @@ async def test_everything_falls_silent_and_comes_back(
     """Old connections and new ones, as with a cable that is pulled for 4 s."""
     clock = asyncio.get_running_loop().time
     async with (
-        minted_source(entra_emulator, believed=2.0, lifetime=60.0) as source,
+        minted_source(entra_emulator, believed=4.0, lifetime=60.0) as source,
         client_of(entra_emulator, source, socket_timeout=1.0, socket_connect_timeout=1.0) as redis,
         Load(redis, 20) as load,
     ):

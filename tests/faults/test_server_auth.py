@@ -195,7 +195,7 @@ async def test_fewer_rights_fail_only_the_commands_concerned(
     oid = entra_emulator.service_principal.object_id
     witness = Witness()
     async with (
-        minted_source(entra_emulator, believed=1.0) as source,
+        minted_source(entra_emulator, believed=3.0) as source,
         client_of(entra_emulator, source, on_event=witness) as redis,
     ):
         async with Load(redis, 20, check_at_end=False) as load:

@@ -53,7 +53,7 @@ async def test_a_script_that_does_not_end(entra_emulator: Emulator, figure: Any)
     """Others are told BUSY; tokens rotate; SCRIPT KILL passes; nothing is out of step after it."""
     witness = Witness()
     async with (
-        minted_source(entra_emulator, believed=1.0, lifetime=60.0) as source,
+        minted_source(entra_emulator, believed=4.0, lifetime=60.0) as source,
         client_of(entra_emulator, source, on_event=witness) as redis,
         configured(redis, busy_reply_threshold=100),
     ):
@@ -91,7 +91,7 @@ async def test_a_server_without_memory(entra_emulator: Emulator, figure: Any) ->
     """Writes are told OOM and not executed; reads, rotations, waits and what frees memory go on."""
     witness = Witness()
     async with (
-        minted_source(entra_emulator, believed=1.0, lifetime=60.0) as source,
+        minted_source(entra_emulator, believed=4.0, lifetime=60.0) as source,
         client_of(entra_emulator, source, on_event=witness) as redis,
     ):
         await redis.rpush("queue", "element")
@@ -138,7 +138,7 @@ async def test_a_reply_of_100_mb(entra_emulator: Emulator, figure: Any) -> None:
     clock = asyncio.get_running_loop().time
     block = hashlib.sha256(b"seed").digest() * (MB // 32)
     async with (
-        minted_source(entra_emulator, believed=2.0, lifetime=60.0) as source,
+        minted_source(entra_emulator, believed=4.0, lifetime=60.0) as source,
         client_of(entra_emulator, source) as redis,
     ):
         for number in range(100):

@@ -51,7 +51,7 @@ class Consumer:
 
 
 class Listener:
-    """Keeps what a subscriber gets; told of a loss, which redis-py 5 does not repair, it goes on."""
+    """Keeps what a subscriber gets; where it is told of a loss, as by redis-py 5, it goes on."""
 
     def __init__(self, subscriber: Any) -> None:
         self._subscriber = subscriber
@@ -79,7 +79,7 @@ async def test_restarts_under_load(entra_emulator: Emulator, figure: Any, protoc
     """With rotations all the while, a consumer of a queue, a subscriber and pipelines."""
     witness = Witness()
     async with (
-        minted_source(entra_emulator, believed=1.0, lifetime=60.0) as source,
+        minted_source(entra_emulator, believed=4.0, lifetime=60.0) as source,
         client_of(entra_emulator, source, protocol=protocol, on_event=witness) as redis,
         redis.pubsub(ignore_subscribe_messages=True) as subscriber,
     ):
@@ -163,7 +163,7 @@ async def test_a_server_that_is_loading(entra_emulator: Emulator, figure: Any) -
     clock = asyncio.get_running_loop().time
     witness = Witness()
     async with (
-        minted_source(entra_emulator, believed=2.0, lifetime=60.0) as source,
+        minted_source(entra_emulator, believed=4.0, lifetime=60.0) as source,
         client_of(entra_emulator, source, on_event=witness) as redis,
     ):
         await redis.mset({f"filler:{number}": "x" * 100 for number in range(1000)})

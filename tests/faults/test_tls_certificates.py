@@ -75,7 +75,7 @@ async def test_a_living_client_goes_on_with_the_first_good_one(
     clock = asyncio.get_running_loop().time
     witness = Witness()
     async with (
-        minted_source(entra_emulator, believed=1.0, lifetime=30.0) as source,
+        minted_source(entra_emulator, believed=4.0, lifetime=60.0) as source,
         client_of(entra_emulator, source, on_event=witness) as redis,
     ):
         await redis.set("key", "value")
