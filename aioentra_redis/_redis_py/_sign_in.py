@@ -158,7 +158,8 @@ class _SignedIn:
     async def connect(self, *args: Any, **kwargs: Any) -> None:
         keeper = self.credential_provider.keeper
         async with contextlib.nullcontext() if keeper is None else keeper.connecting():
-            await super().connect(*args, **kwargs)  # type: ignore[misc]
+            with explained(self):
+                await super().connect(*args, **kwargs)  # type: ignore[misc]
 
     async def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
         keeper = self.credential_provider.keeper
@@ -176,10 +177,6 @@ class _SignedIn:
 
     # Whoever asks for the connection gets an error for people, and one whose chain holds no frame
     # of redis-py's sign-in, where the token is a local variable.
-
-    async def connect(self) -> None:
-        with explained(self):
-            await super().connect()  # type: ignore[misc]
 
     async def on_connect(self) -> None:
         with explained(self):
