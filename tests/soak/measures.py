@@ -104,7 +104,7 @@ class Span:
     median: float
     highest: float
     rise: float
-    """The highest of the last third less the highest of the first: for what comes and goes."""
+    """The upper quartile of the last third less that of the first: for what comes and goes."""
 
     @property
     def growth(self) -> float:
@@ -126,5 +126,9 @@ def span(samples: Sequence[Sample], figure: str, warm_up: int) -> Span | None:
         last=statistics.median(values[-part:]),
         median=statistics.median(values),
         highest=max(values),
-        rise=max(values[-third:]) - max(values[:third]),
+        rise=_upper(values[-third:]) - _upper(values[:third]),
     )
+
+
+def _upper(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) * 3 // 4]

@@ -98,7 +98,7 @@ def _flatness(result: Result) -> Iterator[Row]:
         if figure in memory:
             target, good = f"growth under {GROWTH:g}", found.growth < GROWTH
         elif figure in leased:
-            label += " (highest of the last third - of the first)"
+            label += " (upper quartile of the last third - of the first)"
             target, good = f"under {SPREAD:g}", found.rise < SPREAD
         else:
             target, good = "", None
