@@ -117,3 +117,12 @@ async def test_a_broken_client_is_found(
     result = await run(entra_emulator, seconds=6.0, quiet=True, client_class=client_class)
     assert result.findings.counts[kind] > 0
     assert broken(result)
+
+
+async def test_a_client_that_dawdles_is_found(
+    entra_emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aioentra_redis._multiplex._reauth.reauth_delay", lambda *_: 2.5)
+    result = await run(entra_emulator, seconds=8.0, quiet=True)
+    assert result.findings.counts[Kind.LATE_AUTH] > 0
+    assert broken(result)
