@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import hiredis
 from redis import exceptions as redis_exceptions
+from redis.asyncio import Connection
 
 from .._redaction import again, without_tracebacks
 from .._schedule import AUTH_TIMEOUT
@@ -301,7 +302,8 @@ def was_lost_in_flight(connection: Any, error: Exception) -> bool:
 
 async def _reconnect(connection: Any) -> None:
     """What redis-py does before it sends on a connection that is closed."""
-    if hasattr(connection, "connect_check_health"):
+    # Asked of redis-py's class: ours has the method in any case.
+    if hasattr(Connection, "connect_check_health"):
         await connection.connect_check_health(check_health=False)
     else:  # redis-py 5
         await connection.connect()

@@ -275,3 +275,14 @@ async def test_no_auth_begins_while_a_pool_looks_at_a_connection(
     assert seen == [0]
     assert await run(connection, "ECHO", "a") == b"a"
     assert [words[0] for words in place.peer.commands][-2:] == [b"AUTH", b"ECHO"]
+
+
+@pytest.mark.looptime
+async def test_a_lease_that_was_closed_connects_for_its_owners_next_command(place: Place):
+    """As redis-py's own connections do, in each of its versions."""
+    client = place.client()
+    (connection,) = await place.leased(client, 1)
+    await connection.disconnect()
+    await connection.send_command("ECHO", "again")
+    assert await connection.read_response() == b"again"
+    await client.connection_pool.release(connection)
