@@ -149,10 +149,11 @@ asyncio.run(main())
 @BY
 async def test_row_20_300_tls_connections(entra_emulator: Emulator, way: str, figure: Any) -> None:
     found = json.loads(await run_program(TLS, entra_emulator, entra_emulator.ca_file, way))
-    figure("memory of 300", found["memory"], "MB", target="under 150; there 369")
-    figure("loop time per connect", found["ms"], "ms", target="under 10; there about 20")
-    figure("loads of the CA store", found["loads"], target="1; there 300")
-    if way == "connect":  # in a plain client no hook comes before a connection's first TLS
+    ours = way == "connect"
+    figure("memory of 300", found["memory"], "MB", target="under 150; there 369" if ours else "")
+    figure("loop time per connect", found["ms"], "ms", target="under 10; there 20" if ours else "")
+    figure("loads of the CA store", found["loads"], target="1; there 300" if ours else "")
+    if ours:  # in a plain client no hook comes before a connection's first TLS
         assert found["memory"] < 150
         assert found["ms"] < 10
         assert found["loads"] == 1
