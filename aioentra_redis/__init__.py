@@ -12,6 +12,8 @@ from ._event_streams import EventStream
 from ._events import (
     AcquisitionEnded,
     AuthTrigger,
+    BreakerClosed,
+    BreakerOpened,
     ConnectionClosed,
     ConnectionOpened,
     ConnectionReplaced,
@@ -24,6 +26,7 @@ from ._events import (
     ReauthenticationFailed,
     RefreshFailed,
     SubscriptionHandedOver,
+    TaskRestarted,
     TokenPublished,
     TokenState,
     TokenStateChanged,
@@ -59,6 +62,8 @@ from .errors import (
 __all__ = [
     "AcquisitionEnded",
     "AuthTrigger",
+    "BreakerClosed",
+    "BreakerOpened",
     "ClosedError",
     "ClusterModeError",
     "CommandRefusedError",
@@ -94,6 +99,7 @@ __all__ = [
     "RetryConfig",
     "SignInRefusedError",
     "SubscriptionHandedOver",
+    "TaskRestarted",
     "Token",
     "TokenAcquisitionError",
     "TokenError",

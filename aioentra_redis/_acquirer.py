@@ -117,7 +117,7 @@ class Acquirer:
         hangs, no second one is started, and later attempts wait for it instead. Cancelling ends
         an asynchronous call and abandons a synchronous one.
         """
-        if self._call is None:
+        if self._call is None or self._call.cancelled():
             self._overdue = False
             self._call = asyncio.create_task(self._fetch(), name=f"{self.subject.label} fetch")
         call = self._call

@@ -94,7 +94,8 @@ class _Hook:
         )
 
     def _renewal(self, host: str) -> Renewal:
-        return Renewal(self._source, name=f"redis-py's connection {next(self._numbers)} to {host}")
+        name = f"redis-py's connection {next(self._numbers)} to {host}"
+        return Renewal(self._source, name=name, host=host)
 
 
 class EntraCredentialProvider(CredentialProvider):

@@ -148,6 +148,11 @@ class Subscription(AsyncIterator["Token | RefreshFailed"]):
             finally:
                 self._waiter = None
 
+    @property
+    def closed(self) -> bool:
+        """Whether the iteration has ended, or will where it goes on."""
+        return self._closed or self._broadcast._closed
+
     def close(self) -> None:
         """End the iteration, also for a task that waits in it; idempotent."""
         if not self._closed:

@@ -20,8 +20,8 @@ import itertools
 import logging
 import random
 import weakref
-from collections.abc import AsyncIterator, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as redis_exceptions
 
@@ -34,24 +34,24 @@ from ._events import (
     EventHub,
     Reauthenticated,
 )
-from ._multiplex._reauth import Ledger, Reauthenticator, report_failure
+from ._multiplex._ledger import Ledger
+from ._multiplex._reauth import Reauthenticator, keep_running
+from ._redaction import without_tracebacks
 from ._redis_py import keeper_of, lend_after, let_go_of, signs_in_with
-from ._schedule import IDLE_PING, reauth_deadline
+from ._schedule import IDLE_PING, reauth_deadline, slot_patience
+from ._servers import Attempt, server_of
 from .errors import ClosedError, ConnectionLostError
 
 if TYPE_CHECKING:
     import redis.asyncio
 
     from ._source import TokenSource
+    from ._supervision import Supervised
     from ._token import Token
 
 __all__ = ["DedicatedConnection", "DedicatedConnections", "dedicated_of", "release_from_renewal"]
 
 logger = logging.getLogger("aioentra_redis.dedicated")
-
-AT_ONCE: Final = 4
-"""How many connections of a pool are given AUTH or PING in the background at the same time: a
-burst of hundreds would hold up the event loop and the server."""
 
 _numbers = itertools.count(1)
 
@@ -88,8 +88,10 @@ class DedicatedConnection:
     """One connection of a pool from its sign-in to its end, as its re-authentication task sees it.
 
     ``pending`` is the token that it is to be given at the next moment at which nothing is owed to
-    its owner.
+    its owner. Only then it passes the server's budget and breaker: the task could not tell when.
     """
+
+    paces_itself = True
 
     def __init__(self, keeper: DedicatedConnections, connection: Any) -> None:
         self._loop = asyncio.get_running_loop()
@@ -102,7 +104,9 @@ class DedicatedConnection:
         self.ledger = Ledger(self.name, token, self.connect_seconds)
         self.closed = False
         self.pending: Token | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.task: Supervised | None = None
+        self._server = server_of(keeper.source, self.host)
+        self._attempt: Attempt | None = None
         self._answer: asyncio.Future[Any] | None = None
         self._refused = 0
         self._job: asyncio.Task[None] | None = None
@@ -128,6 +132,11 @@ class DedicatedConnection:
         """Whether the AUTH waits for its moment; one that was sent ends the connection if late."""
         return self.pending is not None
 
+    def withdraw_auth(self) -> None:
+        """Take back what ``authenticate`` asked for, unless it is under way."""
+        if self.pending is not None and self._attempt is None:
+            self._resolve(ConnectionLostError("the server refuses tokens"))
+
     # -- for the connection ----------------------------------------------------------------------
 
     def quiet(self) -> None:
@@ -136,7 +145,10 @@ class DedicatedConnection:
         if connection is None or self.closed or self._job is not None:
             return
         if connection.in_band.idle:
-            self._job = self._keeper.start(self._in_background(), f"background-{self.name}")
+            self._job = self._keeper.start(
+                self._in_background(), f"aioentra_redis-background-{self.name}"
+            )
+            self._job.add_done_callback(_report_failure)
 
     def due(self) -> Token | None:
         """The token that is to go in front of the owner's next command.
@@ -145,13 +157,28 @@ class DedicatedConnection:
         command would keep it from that until the expiry.
         """
         held, newest = self.ledger.token, self._keeper.source.current
-        if self.pending is not None or held is None or newest is None:
-            return self.pending
-        if newest.version <= max(held.version, self._refused):
-            return None
-        if self.ledger.state is not ConnectionState.AUTHENTICATED:
-            return None  # it was tried, and is tried again when its time comes
-        return newest if self._keeper.source.now(held) >= reauth_deadline(held) else None
+        late = held is not None and self._keeper.source.now(held) >= reauth_deadline(held)
+        token = self.pending
+        if token is None:
+            if held is None or newest is None or not late:
+                return None
+            if newest.version <= max(held.version, self._refused):
+                return None
+            if self.ledger.state is not ConnectionState.AUTHENTICATED:
+                return None  # it was tried, and is tried again when its time comes
+            token = newest
+        return token if self._begin(token, late=late) else None
+
+    def _begin(self, token: Token, *, late: bool) -> bool:
+        """Whether ``token`` may be sent in front of a command, which is not made to wait."""
+        if self._attempt is None:
+            slot = self._server.budget.take_now()
+            if not self._server.admits(token) or not (slot or late):
+                if slot is not None:
+                    slot.release()
+                return False
+            self._attempt = self._server.begin(token, slot)
+        return True
 
     def learned(self, token: Token, error: Exception | None) -> None:
         """The server has answered AUTH with ``token``."""
@@ -166,6 +193,13 @@ class DedicatedConnection:
             self._keeper.hub.emit(
                 Reauthenticated(self.name, self.host, token.version, seconds, AuthTrigger.COMMAND)
             )
+        # Last: others hear of it, and what they do must find all this done.
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            if error is None:
+                attempt.accepted(token.version)
+            else:
+                attempt.refused(error, token)
 
     def ended(self) -> None:
         """The connection was closed, by whomever, or somebody else keeps it from now on."""
@@ -173,9 +207,12 @@ class DedicatedConnection:
             return
         self.closed = True
         self.ledger.close()
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.over()
         self._resolve(ConnectionLostError(f"{self.name} to {self.host} has ended"))
         if self.task is not None:
-            self.task.cancel()
+            self.task.stop()
         self._keeper.forget(self)
         connection = self._connection()
         error = connection.in_band.lost if connection is not None else None
@@ -210,16 +247,28 @@ class DedicatedConnection:
 
     async def _in_background(self) -> None:
         """AUTH or PING, when it is this connection's turn and if it is still to be done."""
+        held = self.ledger.token
         try:
-            async with self._keeper.slots:
+            patience = None
+            if self.pending is not None and held is not None:
+                patience = slot_patience(held, self._keeper.source.now(held))
+            slot = await self._server.budget.take(patience)
+            try:
                 connection = self._connection()
                 if connection is None or self.closed or not connection.in_band.idle:
                     return  # in use: the owner's next command takes AUTH along
-                if self.pending is None and self._loop.time() < self.ping_due_at():
+                token = self.pending
+                if token is None and self._loop.time() < self.ping_due_at():
                     return  # the owner has been here
-                self._keeper.lend(connection, after_others=True)
-                await connection.in_band.run_in_background(self.pending)
-                self._keeper.lend(connection, after_others=False)
+                if token is not None and self._attempt is None:
+                    if not self._server.admits(token):
+                        self.withdraw_auth()  # the task asks again when that is of use
+                        return
+                    self._attempt = self._server.begin(token)
+                with self._keeper.lending_last(connection):
+                    await connection.in_band.run_in_background(token)
+            finally:
+                slot.release()
         except redis_exceptions.RedisError as exc:
             logger.info("%s ended: %s", self.name, exc)
         finally:
@@ -252,11 +301,11 @@ class DedicatedConnections:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connections: dict[DedicatedConnection, None] = {}
         self._own: set[asyncio.Task[None]] = set()
-        self._pinging: asyncio.Task[None] | None = None
+        self._pinging: Supervised | None = None
+        self._under_way = 0
         self._stopped = False
         self._closed = False
         self._connecting: set[asyncio.Timeout] = set()
-        self.slots = asyncio.Semaphore(AT_ONCE)
 
     def keep(self, connection: Any) -> DedicatedConnection | None:
         """Keep ``connection`` signed in, which has just been, or is handed out unkept."""
@@ -265,12 +314,14 @@ class DedicatedConnections:
         self._loop = asyncio.get_running_loop()
         kept = DedicatedConnection(self, connection)
         reauthenticator = Reauthenticator(kept, self.source, replace=None, hub=self.hub)
-        kept.task = self.start(reauthenticator.run(), f"reauth-{kept.name}")
+        kept.task = reauthenticator.supervised(start=self.start)
         self._connections[kept] = None
         version = connection.credential_provider.token.version
         self.hub.emit(ConnectionOpened(kept.name, kept.host, version, kept.connect_seconds))
         if self._pinging is None:
-            self._pinging = self.start(self._ping_the_idle(), "ping-dedicated")
+            self._pinging = keep_running(
+                self._ping_the_idle, "ping-dedicated", self.hub, start=self.start
+            )
         return kept
 
     @contextlib.asynccontextmanager
@@ -298,25 +349,34 @@ class DedicatedConnections:
         """``kept`` has ended."""
         self._connections.pop(kept, None)
         if not self._connections and self._pinging is not None:
-            self._pinging.cancel()
+            self._pinging.stop()
             self._pinging = None
 
-    def lend(self, connection: Any, *, after_others: bool) -> None:
+    @contextlib.contextmanager
+    def lending_last(self, connection: Any) -> Iterator[None]:
         """Spare the pool's clients the wait for an AUTH, as long as there are other connections.
 
         What is under AUTH is handed out last; after it, anything but what still is.
         """
+        self._lend(connection, 0)
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+        self._lend(connection, self._under_way)
+
+    def _lend(self, connection: Any, position: int) -> None:
         pool = self._pool()
         if pool is not None:
-            lend_after(pool, connection, 0 if after_others else AT_ONCE)
+            lend_after(pool, connection, position)
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run ``work`` as a task that ends with us."""
-        task = asyncio.get_running_loop().create_task(work, name=f"aioentra_redis-{name}")
+        task = asyncio.get_running_loop().create_task(work, name=name)
         for tasks in (_tasks, self._own):
             tasks.add(task)
             task.add_done_callback(tasks.discard)
-        task.add_done_callback(report_failure)
         return task
 
     async def _ping_the_idle(self) -> None:
@@ -375,3 +435,9 @@ class DedicatedConnections:
         with contextlib.suppress(RuntimeError):  # the loop may be closed
             self._loop.call_soon_threadsafe(self.stop)
         return True
+
+
+def _report_failure(task: asyncio.Task[None]) -> None:
+    """Say at once that a job has failed, which none should."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("%s has failed: %r", task.get_name(), without_tracebacks(error))

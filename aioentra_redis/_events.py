@@ -14,6 +14,8 @@ from dataclasses import dataclass
 __all__ = [
     "AcquisitionEnded",
     "AuthTrigger",
+    "BreakerClosed",
+    "BreakerOpened",
     "ConnectionClosed",
     "ConnectionOpened",
     "ConnectionReplaced",
@@ -28,6 +30,7 @@ __all__ = [
     "ReauthenticationFailed",
     "RefreshFailed",
     "SubscriptionHandedOver",
+    "TaskRestarted",
     "TokenPublished",
     "TokenState",
     "TokenStateChanged",
@@ -210,6 +213,44 @@ class MessagesMayBeMissing(Event):
     connection: str
     host: str
     error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerOpened(Event):
+    """A server refused a token; told once, however many connections there are.
+
+    ``error`` is a ``SignInRefusedError``. One connection at a time tries again, first in
+    ``retry_in`` seconds. What is signed in goes on until its token expires; what needs a new
+    connection meanwhile fails at once with that error. ``host`` names the port as well.
+    """
+
+    host: str
+    token_version: int
+    error: Exception
+    retry_in: float
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerClosed(Event):
+    """The server took a token again, ``lasted`` seconds and ``refusals`` after it refused one."""
+
+    host: str
+    token_version: int
+    refusals: int
+    lasted: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRestarted(Event):
+    """A background task ended that should not have; ``pause`` seconds later it starts again.
+
+    ``error`` is None where it was cancelled, by somebody who cancels every task of the event loop,
+    else the bug that ended it. Nothing is lost by it but those seconds.
+    """
+
+    task: str
+    error: Exception | None
+    pause: float
 
 
 @dataclass(frozen=True, slots=True)

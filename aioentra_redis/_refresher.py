@@ -34,6 +34,7 @@ from ._events import (
 from ._news import Identity, is_news
 from ._redaction import again, scrub, without_tracebacks
 from ._repeats import Repeats
+from ._supervision import Supervised
 from ._token import Token, resources_of
 from .errors import (
     ClosedError,
@@ -104,7 +105,7 @@ class Refresher:
         self.last_error: TokenError | None = None
         self.failed_at = 0.0
         """When the start gave up, in loop time."""
-        self.task: asyncio.Task[None] | None = None
+        self.task: Supervised | None = None
         self.closing: asyncio.Task[None] | None = None
         """Closing on behalf of a source that was collected."""
         self.subject = acquirer.subject
@@ -185,7 +186,9 @@ class Refresher:
         self.start_error = None
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.create_future()
-        self.task = asyncio.create_task(self._run(), name=f"{self.name} refresh")
+        self.task = Supervised(
+            self._run, name=f"{self.name} refresh", hub=self.hub, gives_up=self._run_failed
+        )
 
     async def started(self) -> None:
         """Wait until the start has ended, well or not; cancelling the wait changes nothing."""
@@ -193,13 +196,19 @@ class Refresher:
             await asyncio.shield(self._started)
 
     async def _run(self) -> None:
-        try:
-            if await self._start():
-                while True:
-                    await self._wait()
-                    await self._renew()
-        finally:
-            self._settle_start()  # if this was cancelled
+        # A run that follows one which failed finds the token where that has left it.
+        if self.broadcast.current is not None or await self._start():
+            while True:
+                await self._wait()
+                await self._renew()
+
+    def _run_failed(self, error: Exception | None) -> bool:
+        """The task ended, by a bug or by somebody's cancelling; returns whether that is final."""
+        if self.state is not S.STARTING:
+            return self.state is S.CLOSED
+        how = f"an unexpected {type(error).__name__}: {error}" if error else "being cancelled"
+        self._give_up_start(TokenAcquisitionError(f"the start of {self.name} ended by {how}"))
+        return True
 
     async def _start(self) -> bool:
         """One burst for the first token. False if it gave up, with everything released again."""
@@ -215,14 +224,19 @@ class Refresher:
             patient = asked is None or asked <= retry.max_delay
             if attempt == retry.max_attempts or not _worth_retrying(outcome) or not patient:
                 await self._acquirer.release()
-                self.start_error = outcome
-                self.failed_at = self._now()
-                self._set_state(S.FAILED)
+                self._give_up_start(outcome)
                 return False
             await asyncio.sleep(schedule.polite(schedule.retry_delay(attempt, retry), asked))
             attempt += 1
         await self._publish(outcome)
         return True
+
+    def _give_up_start(self, error: TokenError) -> None:
+        """There is no first token; a later start may try again."""
+        self.start_error = error
+        self.failed_at = self._now()
+        self._set_state(S.FAILED)
+        self._settle_start()
 
     def _settle_start(self) -> None:
         if self._started is not None and not self._started.done():
@@ -475,9 +489,8 @@ class Refresher:
         self.mark_closed()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                if self.task is not None and not self.task.done():
-                    self.task.cancel()
-                    await asyncio.wait({self.task})
+                if self.task is not None and (ending := self.task.stop()) is not None:
+                    await asyncio.wait({ending})
                 await self._acquirer.aclose()
 
     def mark_closed(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import time
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 from redis import exceptions as redis_exceptions
 
 from ._events import ConnectionState
-from ._multiplex._reauth import Ledger, Probe
-from ._schedule import reauth_delay
+from ._multiplex._ledger import Ledger
+from ._schedule import reauth_deadline, reauth_delay
+from ._servers import Attempt, server_of
 from ._traffic import Mode, Traffic
 from .errors import ConnectionLostError, EntraRedisError
 
@@ -53,14 +53,14 @@ class Renewal:
     token arrived, so it does not matter how often a connection is used.
     """
 
-    def __init__(self, source: TokenSource, *, name: str) -> None:
+    def __init__(self, source: TokenSource, *, name: str, host: str) -> None:
         self._source = source
         self._name = name
         self._share = random.random()
         self._held: Token
         self._refused = 0
-        self._probe = Probe()
-        self._probe_at = 0.0
+        self._server = server_of(source, host)
+        self._attempt: Attempt | None = None
         self.ledger: Ledger
         self.lookout = LONGEST_LOOKOUT
 
@@ -68,7 +68,7 @@ class Renewal:
         """The connection was made, or made anew: everything before is history."""
         self._held = token
         self._refused = 0
-        self._probe = Probe()
+        self._over()
         self.ledger = Ledger(self._name, token, 0.0)
         self.lookout = min(LONGEST_LOOKOUT, LOOKOUT_FRACTION * token.lifetime)
 
@@ -77,27 +77,45 @@ class Renewal:
         held, newest = self._held, self._source.current
         if newest is None or newest.version <= held.version:
             return None
-        if newest.version == self._refused:
-            return newest if asyncio.get_running_loop().time() >= self._probe_at else None
         now = self._source.now
         age = now(newest) - newest.first_seen
-        due = age >= reauth_delay(held, now(held) - age, lambda: self._share)
-        if not due or now() >= newest.expires_on:
+        if now() >= newest.expires_on:
             return None
-        return newest
+        jitter = reauth_delay(held, now(held) - age, lambda: self._share)
+        if age < jitter and newest.version != self._refused:
+            return None
+        return newest if self._begin(newest, late=now(held) >= reauth_deadline(held)) else None
+
+    def _begin(self, token: Token, *, late: bool) -> bool:
+        """Whether the server's budget and breaker let ``token`` pass; no command waits for it."""
+        if self._attempt is None:
+            slot = self._server.budget.take_now()
+            if not self._server.admits(token) or not (slot or late):
+                if slot is not None:
+                    slot.release()
+                return False
+            self._attempt = self._server.begin(token, slot)
+        return True
+
+    def _over(self) -> None:
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.over()
 
     def learned(self, token: Token, error: Exception | None) -> None:
         """The server took ``token``, or refused it: then the session goes on as it was."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            if error is None:
+                attempt.accepted(token.version)
+            else:
+                attempt.refused(error, token)
         if error is None:
             self._held = token
-            self._probe.accepted()
             self.ledger.accepted(token, now=self._source.now(), latency=0.0)
             self._move_to(ConnectionState.AUTHENTICATED)
             return
         self._refused = token.version
-        self._probe.refused()
-        assert self._probe.delay is not None
-        self._probe_at = asyncio.get_running_loop().time() + self._probe.delay
         self._move_to(ConnectionState.STALE)
         logger.warning(
             "%s: AUTH with token version %d was refused, going on with the former token: %s",
@@ -115,11 +133,14 @@ class Renewal:
         held, newest = self._held, self._source.current
         if newest is None or newest.version in (held.version, self._refused):
             return False
+        if not self._server.admits(newest, demand=True):
+            return False
         left = held.expires_on - self._source.now()
         return left <= min(LAST_MOMENTS, LAST_MOMENTS_FRACTION * held.lifetime)
 
     def ended(self, error: Exception, traffic: Traffic) -> Exception | None:
         """The error for people where the connection ended because its token did, else None."""
+        self._over()
         held = self._held
         replies = (EntraRedisError, redis_exceptions.AuthenticationError)
         # The server's clock and ours may differ by a little.

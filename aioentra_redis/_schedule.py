@@ -33,15 +33,20 @@ __all__ = [
     "IDLE_PING",
     "MAX_SLEEP",
     "SHORTEST_OBJECT_LIFETIME",
+    "SLOT_HOLD",
     "RetryConfig",
     "TokenRefreshConfig",
     "burst_delay",
     "polite",
     "pressed",
+    "probe_delay",
     "reauth_deadline",
     "reauth_delay",
+    "reconcile_interval",
     "renewal_start",
+    "restart_delay",
     "retry_delay",
+    "slot_patience",
     "unchanged_delay",
     "wait_slice",
 ]
@@ -53,6 +58,13 @@ RENEWAL_LEAD_FRACTION = 0.5
 AUTH_TIMEOUT = 15.0
 """Seconds that one AUTH may take before nothing is expected of it; the service itself gives up on
 validating a token after 10 s (Microsoft's guide for client libraries)."""
+SLOT_HOLD = 1.0
+"""Seconds for which a sign-in or AUTH counts as one of those that are under way at once: a server
+that takes longer must not hold up the others in line."""
+FIRST_PROBE = 1.0
+LAST_PROBE = 30.0
+"""Seconds until a refused token is tried again: doubled each time, between these bounds. It costs
+the identity provider nothing."""
 EXPIRY_MARGIN = 1.0
 EXPIRY_MARGIN_FRACTION = 0.05
 MIN_SLICE = 0.02
@@ -67,6 +79,7 @@ HOLD_OFF_MARGIN = 1.0
 """azure-identity reads its clock in whole seconds: ask a second later than it says."""
 MAX_SLEEP = 30.0
 """No sleep is longer: the wall clock may be stepped, and the machine suspended, in between."""
+RECONCILE_FRACTION = 0.05
 EXPIRED_INTERVAL = 1.0
 """Without a valid token, and while somebody asks for one, attempts start this far apart."""
 MIN_DELAY = 0.1
@@ -112,9 +125,7 @@ class RetryConfig:
     """Random variation of each delay, as a fraction of it: 0.1 is up to 10 % either way."""
 
     def __post_init__(self) -> None:
-        _require("max_attempts", self.max_attempts, at_least=1)
-        if self.max_attempts != int(self.max_attempts):
-            raise ConfigurationError(f"max_attempts should be an int, not {self.max_attempts!r}")
+        _require_int("max_attempts", self.max_attempts)
         _require("initial_delay", self.initial_delay, at_least=0)
         _require("max_delay", self.max_delay, at_least=0)
         _require("backoff_multiplier", self.backoff_multiplier, at_least=1)
@@ -134,6 +145,12 @@ class TokenRefreshConfig:
     request_timeout: float = 10.0
     """Seconds that one attempt may take."""
     retry: RetryConfig = field(default_factory=RetryConfig)
+    max_concurrent_auths: int = 8
+    """Connections to one server that sign in or re-authenticate at the same time, at least 1.
+
+    The others wait in order, but none past the deadline of its AUTH, and not for longer than a
+    second for one that gets no answer.
+    """
 
     def __post_init__(self) -> None:
         _require("expiration_refresh_ratio", self.expiration_refresh_ratio, at_least=0, at_most=1)
@@ -142,6 +159,7 @@ class TokenRefreshConfig:
         _require("request_timeout", self.request_timeout, at_least=0)
         if self.request_timeout == 0:
             raise ConfigurationError("request_timeout should be above 0 seconds: try 10")
+        _require_int("max_concurrent_auths", self.max_concurrent_auths)
         if not isinstance(self.retry, RetryConfig):
             raise ConfigurationError(f"retry should be a RetryConfig, not {self.retry!r}")
 
@@ -161,6 +179,35 @@ def reauth_delay(token: Lifetime, now: float, random: Random = _random) -> float
     out instead of all arriving at once, and the other half remains for slow answers.
     """
     return random() * 0.5 * max(0.0, reauth_deadline(token) - now)
+
+
+def slot_patience(held: Lifetime, now: float) -> float:
+    """Seconds that an AUTH may wait for its turn, on a connection that holds ``held``.
+
+    Half of the time left to its deadline, past that half of what is left to the expiry: the other
+    half is for the answer. The promise that it is answered in time beats the budget.
+    """
+    deadline = reauth_deadline(held)
+    return max(0.0, (deadline if now < deadline else held.expires_on) - now) / 2
+
+
+def probe_delay(refusals: int) -> float:
+    """Seconds until a token is tried again that was refused ``refusals`` times."""
+    return min(LAST_PROBE, FIRST_PROBE * 2.0 ** min(refusals - 1, 10))
+
+
+def reconcile_interval(token: Lifetime) -> float:
+    """Seconds between two looks of a connection that holds ``token`` for a newer one.
+
+    It is told of each; the look is for when that got lost. Several of them fit between a renewal
+    and the deadline of its AUTH, however short the token's life.
+    """
+    return min(MAX_SLEEP, max(MIN_DELAY, RECONCILE_FRACTION * token.lifetime))
+
+
+def restart_delay(restarts: int) -> float:
+    """Seconds until a task that ended unexpectedly is started for the ``restarts``-th time."""
+    return min(MAX_SLEEP, 2.0 ** min(restarts - 1, 10))
 
 
 def wait_slice(token: Lifetime, now: float, share: float) -> float:
@@ -249,6 +296,13 @@ def unchanged_delay(token: Lifetime, now: float, random: Random = _random) -> fl
 def polite(delay: float, retry_after: float | None) -> float:
     """Lengthen ``delay`` to what the provider asked for, within five minutes."""
     return delay if retry_after is None else max(delay, min(retry_after, MAX_RETRY_AFTER))
+
+
+def _require_int(name: str, value: float) -> None:
+    """Raise unless ``value`` is a whole number of 1 or more."""
+    _require(name, value, at_least=1)
+    if value != int(value):
+        raise ConfigurationError(f"{name} should be an int, not {value!r}")
 
 
 def _require(name: str, value: float, *, at_least: float, at_most: float | None = None) -> None:

@@ -27,6 +27,7 @@ from ._metrics import observe_source
 from ._redaction import again
 from ._refresher import Refresher
 from ._schedule import EXPIRED_INTERVAL, TokenRefreshConfig
+from ._servers import Servers
 from ._token import REDIS_SCOPE, Token, resources_of
 from .errors import ConfigurationError, ForkedError, TokenAcquisitionError, WrongLoopError
 
@@ -99,6 +100,7 @@ class TokenSource(Constructors):
             config=self.refresh_config,
             clock=_clock,
         )
+        self._servers = Servers(self.refresh_config.max_concurrent_auths, self._refresher.hub.emit)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._pid: int | None = None
         self._closer: asyncio.Task[None] | None = None

@@ -31,7 +31,7 @@ from ._events import (
     SubscriptionHandedOver,
 )
 from ._multiplex._handover import hand_over
-from ._multiplex._reauth import Reauthenticator, Rotation, report_failure
+from ._multiplex._reauth import Reauthenticator, Rotation
 from ._multiplex._subscriber import Backlog
 from ._multiplex._subscriber_session import Inbox, SubscriberSession
 from ._recovery import answered
@@ -41,6 +41,7 @@ from .errors import ClosedError, ConnectionLostError
 if TYPE_CHECKING:
     from ._redis_py import Dialed
     from ._source import TokenSource
+    from ._supervision import Supervised
 
 __all__ = ["SubscriberConnection"]
 
@@ -77,7 +78,7 @@ class SubscriberConnection:
         self._given_back = False
         self._session: SubscriberSession | None = None
         self._ending: SubscriberSession | None = None
-        self._reauthentication: asyncio.Task[None] | None = None
+        self._reauthentication: Supervised | None = None
         self._inbox = Inbox()
         self._callbacks: list[weakref.WeakMethod[Any]] = []
         self._connecting = asyncio.Lock()
@@ -192,10 +193,7 @@ class SubscriberConnection:
             hub=self._hub,
             only=Rotation.IN_PLACE if resp3 else Rotation.MAKE_BEFORE_BREAK,
         )
-        self._reauthentication = self._loop.create_task(
-            reauthenticator.run(), name=f"aioentra_redis-reauth-{session.name}"
-        )
-        self._reauthentication.add_done_callback(report_failure)
+        self._reauthentication = reauthenticator.supervised()
 
     # -- the reader's side -----------------------------------------------------------------------
 
@@ -366,8 +364,8 @@ class SubscriberConnection:
 
     def _stop_reauthentication(self) -> None:
         task, self._reauthentication = self._reauthentication, None
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
+        if task is not None:
+            task.stop()
 
     async def disconnect(self, nowait: bool = False, **_: Any) -> None:
         """Close the connection; ``connect`` opens another one.

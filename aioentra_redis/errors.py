@@ -130,9 +130,20 @@ class ConnectError(EntraRedisError, redis_exceptions.ConnectionError):
         self.host = host
         self.port = port
 
+    @property
+    def where(self) -> str:
+        """Host and port, or the socket's path."""
+        return f"{self.host}:{self.port}" if self.port else str(self.host)
+
 
 class SignInRefusedError(ConnectError, redis_exceptions.AuthenticationError):
-    """The server refused the token (WRONGPASS); ``stage`` is ``"auth"``."""
+    """The server refused the token (WRONGPASS); ``stage`` is ``"auth"``.
+
+    ``retry_in`` is None, or for how many seconds the token will not be sent to that server again:
+    until then this is raised at once, by whatever needs a new connection.
+    """
+
+    retry_in: float | None = None
 
 
 class ConnectTimeoutError(ConnectError, redis_exceptions.TimeoutError):

@@ -29,14 +29,16 @@ from .._lifecycle import Home
 from .._redaction import again
 from .._redis_py import detach, dial, follows_a_master, is_observed, pool_endpoint
 from .._repeats import Repeats
+from .._servers import Server, server_of
 from ..errors import (
     ClosedError,
     ConfigurationError,
     ConnectTimeoutError,
     LifecycleError,
+    SignInRefusedError,
     TokenError,
 )
-from ._reauth import Reauthenticator, report_failure
+from ._reauth import Reauthenticator, keep_running
 from ._session import Session
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
     from .._redis_py import Address
     from .._source import TokenSource
+    from .._supervision import Supervised
 
 __all__ = ["MultiplexedConnection"]
 
@@ -91,11 +94,13 @@ class MultiplexedConnection:
         self.close_timeout = close_timeout
         self.hub = hub
         self._home = Home("the client")
-        self._sessions: dict[Session, asyncio.Task[None] | None] = {}
-        self._connecting: asyncio.Task[None] | None = None
+        self._sessions: dict[Session, Supervised | None] = {}
+        self._connecting: Supervised | None = None
         self._outage: asyncio.Future[None] | None = None
         self._waiting = 0
         self._demand = asyncio.Event()
+        self._refusing: Server | None = None
+        """The server that refuses tokens, as long as it is not to be asked again."""
         self._was_connected = False
         self._installed_at = 0.0
         self._short_lives = 0
@@ -178,6 +183,10 @@ class MultiplexedConnection:
         source = self.source
         if source is not None and source.state is TokenState.EXPIRED:
             await source.get()  # raises at once, and asks for a newer token
+        refusing = self._refusing
+        if refusing is not None and refusing.is_open and not self._may_ask(refusing):
+            self._reconnect()
+            raise refusing.held_back()
         if self._outage is None:
             self._outage = asyncio.get_running_loop().create_future()
         self._reconnect()
@@ -195,41 +204,67 @@ class MultiplexedConnection:
     def _reconnect(self) -> None:
         """Have a session made, unless that is under way."""
         if self._connecting is None:
-            self._connecting = asyncio.get_running_loop().create_task(
-                self._connect(), name="aioentra_redis-connect"
-            )
+            self._connecting = keep_running(self._connect, "connect", self.hub)
 
     async def _connect(self) -> None:
         """Try until there is a session; before the first success the first failure is final."""
         delay = FIRST_DELAY
-        try:
-            if self._short_lives > 1:
-                delay = min(FIRST_DELAY * 2 ** min(self._short_lives, 10), LAST_DELAY)
-                await self._pause(delay)
-            while True:
-                try:
-                    session = await self._dial()
-                except Exception as exc:
-                    token = self.source.current if self.source is not None else None
-                    self._last_error = error = explain(
-                        exc, host=self.host, port=self.port, tls=self.tls, token=token
-                    )
-                    self._tell(error)
-                    if not self._was_connected or isinstance(error, LifecycleError):
-                        self._end_outage(error)
-                        return
-                    if isinstance(error, TokenError):
-                        self._end_outage(error)  # waiting would not help: say so at once
-                else:
-                    if self.session is None:
-                        self._install(session)
-                    else:
-                        session.close()  # a replacement that was under way came first
-                    return
+        if self._short_lives > 1:
+            delay = min(FIRST_DELAY * 2 ** min(self._short_lives, 10), LAST_DELAY)
+            await self._pause(delay)
+        while not await self._attempt():
+            if self._refusing is not None:
+                await self._held_back(self._refusing)
+            else:
                 await self._pause(delay)
                 delay = min(delay * 2, LAST_DELAY)
+        self._connecting = None  # not where it was cancelled: then it is started again
+
+    async def _attempt(self) -> bool:
+        """Dial once; returns whether that was the last time."""
+        try:
+            session = await self._dial()
+        except Exception as exc:
+            token = self.source.current if self.source is not None else None
+            self._last_error = error = explain(
+                exc, host=self.host, port=self.port, tls=self.tls, token=token
+            )
+            self._tell(error)
+            if not self._was_connected or isinstance(error, LifecycleError):
+                self._end_outage(error)
+                return True
+            if isinstance(error, SignInRefusedError) and error.retry_in is not None:
+                assert self.source is not None
+                self._refusing = server_of(self.source, error.where)
+            if isinstance(error, TokenError) or self._refusing is not None:
+                self._end_outage(error)  # waiting would not help: say so at once
+            return False
+        if self.session is None:
+            self._install(session)
+        else:
+            session.close()  # a replacement that was under way came first
+        return True
+
+    async def _held_back(self, server: Server) -> None:
+        """Wait until ``server`` may be asked again; who needs it meanwhile hears why not yet."""
+        stop_listening = server.listen(self._demand.set)
+        try:
+            while not self._may_ask(server):
+                self._demand.clear()
+                left = server.next_look() - asyncio.get_running_loop().time()
+                with contextlib.suppress(TimeoutError):
+                    # In slices: a newer token is tried at once.
+                    async with asyncio.timeout(min(DEMAND_DELAY, max(left, 0.001))):
+                        await self._demand.wait()
+                if not self._may_ask(server):
+                    self._end_outage(server.held_back())
         finally:
-            self._connecting = None
+            stop_listening()
+        self._refusing = None
+
+    def _may_ask(self, server: Server) -> bool:
+        assert self.source is not None
+        return server.admits(self.source.current, demand=True)
 
     async def _pause(self, delay: float) -> None:
         delay *= random.uniform(0.5, 1)
@@ -269,10 +304,7 @@ class MultiplexedConnection:
             reauthenticator = Reauthenticator(
                 session, self.source, replace=self._replace, hub=self.hub
             )
-            task = asyncio.get_running_loop().create_task(
-                reauthenticator.run(), name=f"aioentra_redis-reauth-{session.name}"
-            )
-            task.add_done_callback(report_failure)
+            task = reauthenticator.supervised()
         self._sessions[session] = task
         self._use(session)
         self.address = session.address
@@ -281,6 +313,7 @@ class MultiplexedConnection:
         self._installed_at = asyncio.get_running_loop().time()
         self._was_connected = True
         self._repeats.over()
+        self._refusing = None
         if self._outage is not None and not self._outage.done():
             self._outage.set_result(None)
         self._outage = None
@@ -326,8 +359,8 @@ class MultiplexedConnection:
 
     def _lost(self, session: Session, cause: Exception | None) -> None:
         task = self._sessions.pop(session, None)
-        if task is not None and task is not asyncio.current_task():
-            task.cancel()
+        if task is not None:
+            task.stop()
         self.hub.emit(ConnectionClosed(session.name, session.host, cause))
         if session is not self.session:
             return
@@ -379,7 +412,8 @@ class MultiplexedConnection:
         if not inuse:
             return
         if self._connecting is not None and not self._waiting:
-            self._connecting.cancel()
+            self._connecting.stop()
+            self._connecting = None
         for session in sessions:
             if not session.closed:
                 session.close()
@@ -424,14 +458,11 @@ class MultiplexedConnection:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        tasks = [task for task in self._sessions.values() if task is not None]
-        if self._connecting is not None:
-            tasks.append(self._connecting)
-        for task in tasks:
-            task.cancel()
+        running = [*self._sessions.values(), self._connecting]
+        tasks = [each.stop() for each in running if each is not None]
         self._end_outage(ClosedError(f"the client of {self.host} was closed meanwhile"))
-        if tasks:
-            await asyncio.wait(tasks)
+        if ending := [task for task in tasks if task is not None]:
+            await asyncio.wait(ending)
         sessions = list(self._sessions)
         for session in sessions:
             session.drain()
@@ -469,7 +500,7 @@ class MultiplexedConnection:
         def let_go() -> None:
             for task in [*self._sessions.values(), self._connecting]:
                 if task is not None:
-                    task.cancel()
+                    task.stop()
             for session in list(self._sessions):
                 session.close()
 

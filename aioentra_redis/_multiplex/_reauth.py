@@ -1,20 +1,11 @@
 """Re-authentication: each newer token becomes an AUTH on every living connection, in time.
 
-A connection's ledger says which token the server holds for it and how the last AUTH went. Its
-state moves by this table and no other way::
-
-    AUTHENTICATED     holds the newest token it was asked to hold
-        | a newer token is sent                        | a replacement has authenticated
-        v                                              v
-    REAUTHENTICATING  AUTH is in the FIFO          DRAINING  in-flight commands finish here
-        | refused, or unanswered for AUTH_TIMEOUT      |
-        v                                              v
-    STALE             the session goes on          CLOSED    final
-
-The task that drives it (``Reauthenticator``) listens to the token source. It never touches the
-commands that are under way: AUTH takes its place in their queue, no drain and no lock. Where the
-server is slow to validate tokens, an AUTH in the queue would hold up what stands behind it, so
-the next rotation is make-before-break: a replacement signs in beside the connection.
+The task of a connection (``Reauthenticator``) compares what the connection holds with what the
+token source has: whenever it is told that something has changed, and every so often in case that
+it was not. It never touches the commands that are under way: AUTH takes its place in their queue,
+no drain and no lock. Where the server is slow to validate tokens, an AUTH in the queue would hold
+up what stands behind it, so the next rotation is make-before-break: a replacement signs in beside
+the connection.
 """
 
 from __future__ import annotations
@@ -22,30 +13,41 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+import math
 import random
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .._events import (
     AuthTrigger,
     ConnectionState,
-    ConnectionStatus,
     EventHub,
     Reauthenticated,
     ReauthenticationFailed,
-    RefreshFailed,
 )
 from .._redaction import without_tracebacks
 from .._repeats import Repeats
-from .._schedule import AUTH_TIMEOUT, reauth_deadline, reauth_delay
-from ..errors import ConnectionLostError
+from .._schedule import (
+    AUTH_TIMEOUT,
+    MAX_SLEEP,
+    probe_delay,
+    reauth_deadline,
+    reauth_delay,
+    reconcile_interval,
+    slot_patience,
+)
+from .._servers import Attempt, is_refusal, server_of
+from .._supervision import Starter, Supervised
+from ..errors import ConnectionLostError, SignInRefusedError
 
 if TYPE_CHECKING:
     from .._broadcast import Subscription
     from .._source import TokenSource
     from .._token import Token
+    from ._ledger import Ledger
 
-__all__ = ["TRANSITIONS", "Ledger", "Reauthenticator", "Rotation", "report_failure"]
+__all__ = ["Reauthenticator", "Rotation", "keep_running"]
 
 logger = logging.getLogger("aioentra_redis.reauth")
 
@@ -54,94 +56,6 @@ SLOW_AUTH: Final = 0.25
 
 UNANSWERED_AUTH: Final = 1.0
 """Seconds after which a replacement is begun beside an AUTH that has no answer yet."""
-
-FIRST_PROBE: Final = 1.0
-LAST_PROBE: Final = 30.0
-"""Seconds until a refused token is tried again on a connection that lives on: doubled each time,
-between these bounds. It costs the identity provider nothing."""
-
-TRANSITIONS: Final[dict[ConnectionState, frozenset[ConnectionState]]] = {
-    ConnectionState.AUTHENTICATED: frozenset(
-        {
-            ConnectionState.REAUTHENTICATING,
-            ConnectionState.STALE,  # it takes no AUTH, and no replacement could be had
-            ConnectionState.DRAINING,
-            ConnectionState.CLOSED,
-        }
-    ),
-    ConnectionState.REAUTHENTICATING: frozenset(
-        {
-            ConnectionState.AUTHENTICATED,
-            ConnectionState.STALE,
-            ConnectionState.DRAINING,
-            ConnectionState.CLOSED,
-        }
-    ),
-    ConnectionState.STALE: frozenset(
-        {
-            ConnectionState.AUTHENTICATED,  # the answer came after all
-            ConnectionState.REAUTHENTICATING,
-            ConnectionState.DRAINING,
-            ConnectionState.CLOSED,
-        }
-    ),
-    ConnectionState.DRAINING: frozenset({ConnectionState.CLOSED}),
-    ConnectionState.CLOSED: frozenset(),
-}
-
-
-class Ledger:
-    """What one connection holds: the token, its state, and how the last AUTH went.
-
-    ``token`` is None where no token source is used. Latencies are in seconds.
-    """
-
-    def __init__(self, connection: str, token: Token | None, latency: float) -> None:
-        self.connection = connection
-        self.state = ConnectionState.AUTHENTICATED
-        self.token = token
-        self.last_auth_at: float | None = token.first_seen if token else None
-        self.last_auth_latency = latency
-        self.reauthentications = 0
-        self.last_error: Exception | None = None
-        """Why the connection is STALE."""
-
-    def move_to(self, state: ConnectionState) -> None:
-        """The one setter of the state; raises RuntimeError on a transition not in the table."""
-        if state not in TRANSITIONS[self.state]:
-            raise RuntimeError(f"{self.connection} can't go from {self.state} to {state}")
-        logger.debug("%s: %s -> %s", self.connection, self.state.value, state.value)
-        self.state = state
-        if state is not ConnectionState.STALE:
-            self.last_error = None
-
-    def accepted(self, token: Token, *, now: float, latency: float) -> None:
-        """The server has taken ``token``; the state is another matter, see ``move_to``."""
-        self.token = token
-        self.last_auth_at = now
-        self.last_auth_latency = latency
-        self.reauthentications += 1
-
-    def close(self) -> None:
-        """The connection is gone."""
-        if self.state is not ConnectionState.CLOSED:
-            self.move_to(ConnectionState.CLOSED)
-
-    def status(self, *, host: str, in_flight: int) -> ConnectionStatus:
-        """A snapshot."""
-        token = self.token
-        return ConnectionStatus(
-            connection=self.connection,
-            host=host,
-            state=self.state,
-            token_version=token.version if token else None,
-            token_expires_on=token.expires_on if token else None,
-            last_auth_at=self.last_auth_at,
-            last_auth_latency=self.last_auth_latency,
-            in_flight=in_flight,
-            reauthentications=self.reauthentications,
-            last_error=self.last_error,
-        )
 
 
 class AuthenticatedConnection(Protocol):
@@ -152,9 +66,15 @@ class AuthenticatedConnection(Protocol):
     ledger: Ledger
     closed: bool
 
+    paces_itself: bool
+    """Whether it passes the budget and the breaker by itself, because it has to wait for a moment
+    at which AUTH can be sent. Then ``withdraw_auth`` takes back what has not been sent yet."""
+
     @property
     def held_up(self) -> bool:
         """Whether its owner does not read, so that an answer that has come can't be seen."""
+
+    def withdraw_auth(self) -> None: ...
 
     def authenticate(self, token: Token) -> asyncio.Future[Any]:
         """Send AUTH; a result that is a float is the seconds it took, else they are counted."""
@@ -195,22 +115,25 @@ def replacement_patience(held: Token, now: float) -> float:
 
 @dataclass(slots=True)
 class Probe:
-    """When to try a refused token again."""
+    """When to try again what failed on one connection; refusals are the breaker's matter."""
 
     delay: float | None = None
+    failures: int = 0
 
-    def refused(self) -> None:
-        self.delay = min(LAST_PROBE, self.delay * 2) if self.delay else FIRST_PROBE
+    def failed(self) -> None:
+        self.failures += 1
+        self.delay = probe_delay(self.failures)
 
     def accepted(self) -> None:
-        self.delay = None
+        self.delay, self.failures = None, 0
 
 
 class Reauthenticator:
     """Keeps one connection authenticated; ``run`` is its task.
 
     It starts after the version that the handshake used, so that no AUTH follows a connect. It ends
-    with the connection, when a replacement has taken over, or when the source is closed.
+    with the connection, when a replacement has taken over, or when the source is closed; where it
+    ended otherwise it may be run again, and goes on where it was.
 
     ``only`` fixes the way for connections that have no choice: in place where there is an owner
     whom no other connection serves, make-before-break where the server takes no AUTH (RESP2
@@ -226,52 +149,122 @@ class Reauthenticator:
         hub: EventHub,
         only: Rotation | None = None,
     ) -> None:
-        token = connection.ledger.token
         self._connection = connection
         self._ledger = connection.ledger
         self._source = source
-        self._subscription: Subscription = source.subscribe(after=token.version if token else None)
+        self._server = server_of(source, connection.host)
         self._replace: Any = replace
         self._only = only if replace is not None else Rotation.IN_PLACE
         self._hub = hub
         self._probe = Probe()
         self._repeats = Repeats()
+        self._probe_at = math.inf
+        self._failed_version = 0
         self._newest_auth: asyncio.Future[Any] | None = None
+        self._newest_version = 0
+        self._wait: asyncio.Timeout | None = None
+
+    def supervised(self, *, start: Starter | None = None) -> Supervised:
+        """Run it as a task, and again after a pause if that ends while the connection lives."""
+        name = f"reauth-{self._connection.name}"
+        return keep_running(self.run, name, self._hub, start=start)
 
     async def run(self) -> None:
         """Give the connection each newer token, until either ends. Cancelling it is clean."""
+        token = self._ledger.token
+        subscription = self._source.subscribe(after=token.version if token else None)
+        stop_listening = self._server.listen(self._breaker_moved)
         try:
-            while not self._ended and await self._newer_token_or_probe():
+            while not self._ended and await self._something_to_do(subscription):
                 if not self._ended:
                     await self._rotate()
         finally:
-            self._subscription.close()
+            stop_listening()
+            subscription.close()
 
     @property
     def _ended(self) -> bool:
         return self._ledger.state in (ConnectionState.DRAINING, ConnectionState.CLOSED)
 
-    async def _newer_token_or_probe(self) -> bool:
-        """Wait for something to do; False when the source is closed."""
+    @property
+    def _lags(self) -> bool:
+        """Whether there is a newer token that has not been tried in vain."""
+        newest, held = self._source.current, self._ledger.token
+        return (
+            newest is not None
+            and held is not None
+            and newest.version > max(held.version, self._failed_version)
+        )
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    async def _something_to_do(self, subscription: Subscription) -> bool:
+        """Wait until the connection lags, or for its probe; False when the source is closed.
+
+        What the subscription delivers only wakes us: we look for ourselves, and also without it.
+        """
+        loop = asyncio.get_running_loop()
         delay = self._probe.delay
         # Once: failed renewals, which come by here too, must not put the probe off.
-        probe_at = None if delay is None else asyncio.get_running_loop().time() + delay
-        while True:
-            try:
-                async with asyncio.timeout_at(probe_at):
-                    news = await anext(self._subscription)
-            except TimeoutError:
-                return True
-            except StopAsyncIteration:
-                return False
-            if not isinstance(news, RefreshFailed):
-                return True
+        self._probe_at = math.inf if delay is None else loop.time() + delay
+        looking: asyncio.TimerHandle | None = None
+
+        def look() -> None:
+            nonlocal looking
+            if subscription.closed or self._is_due():
+                self._wake()
+            looking = loop.call_at(self._next_look(), look)
+
+        look()
+        try:
+            while not self._is_due():
+                try:
+                    async with asyncio.timeout(None) as self._wait:
+                        await anext(subscription)
+                except TimeoutError:
+                    pass
+                except StopAsyncIteration:
+                    return False
+                finally:
+                    self._wait = None
+            return True
+        finally:
+            if looking is not None:
+                looking.cancel()
+
+    def _is_due(self) -> bool:
+        """Whether there is something to be sent, and it may be."""
+        due = self._lags or asyncio.get_running_loop().time() >= self._probe_at
+        return due and self._server.admits(self._source.current)
+
+    def _next_look(self) -> float:
+        """When to look, by the loop's clock, if nobody says anything until then."""
+        now = asyncio.get_running_loop().time()
+        held = self._ledger.token
+        interval = reconcile_interval(held) if held is not None else MAX_SLEEP
+        moments = (self._probe_at, self._server.next_look())
+        return min(now + interval, *(at if at > now else math.inf for at in moments))
+
+    def _wake(self) -> None:
+        if self._wait is not None and not self._wait.expired():
+            self._wait.reschedule(asyncio.get_running_loop().time())
+
+    def _breaker_moved(self) -> None:
+        """Another connection was refused, or accepted again."""
+        if self._is_due():
+            self._wake()
+        elif self._connection.paces_itself and not self._server.admits(self._source.current):
+            self._connection.withdraw_auth()
+
+    # -- rotating --------------------------------------------------------------------------------
 
     async def _rotate(self) -> None:
         held = self._ledger.token
         assert held is not None
-        trigger = AuthTrigger.RENEWAL if self._probe.delay is None else AuthTrigger.PROBE
-        if trigger is AuthTrigger.RENEWAL:
+        closed = self._server.is_closed
+        planned = closed and self._probe.delay is None
+        trigger = AuthTrigger.RENEWAL if planned else AuthTrigger.PROBE
+        if planned:
             # Spread the AUTHs of many connections: each waits its own share of the time that is
             # left until Microsoft's three minutes before the expiry of the token it holds.
             await asyncio.sleep(reauth_delay(held, self._source.now(held)))
@@ -280,16 +273,28 @@ class Reauthenticator:
         if token is None or token.version <= held.version or self._ended:
             return
         way = self._only or rotation_for(self._ledger.last_auth_latency)
-        if way is Rotation.MAKE_BEFORE_BREAK:
-            if await self._make_before_break(held):
-                return
+        if not self._server.admits(token):
+            pass  # it was refused elsewhere meanwhile
+        elif way is Rotation.IN_PLACE:
+            await self._in_place(token, trigger)
+        elif not await self._make_before_break(held):
             token = self._source.current or token
             if self._only is way and not self._ended:
                 lost = ConnectionLostError("no replacement could be had in time")
                 self._failed(token, lost, trigger)
-                return
-        if not self._ended:
-            await self._in_place(token, trigger)
+            elif not self._ended:
+                await self._in_place(token, trigger)
+        now_held = self._ledger.token
+        if now_held is None or not self._lags or self._ended:
+            return
+        if not self._server.is_closed:
+            self._stale()  # until the breaker lets it, or somebody else, try again
+            if self._ledger.last_error is None:
+                self._ledger.last_error = self._server.held_back()
+        elif now_held.version < token.version:
+            # Nothing was refused and nothing was gained, and nobody may ever tell us why.
+            self._failed_version = token.version
+            self._probe.failed()
 
     async def _make_before_break(self, held: Token) -> bool:
         """Try for a replacement; returns False if none could be had in time for AUTH in place."""
@@ -304,6 +309,9 @@ class Reauthenticator:
                 error = without_tracebacks(exc)
                 level = self._repeats.level(logging.WARNING, type(error), loop.time())
                 logger.log(level, "%s: no replacement yet: %s", self._connection.name, _text(error))
+                refused = isinstance(error, SignInRefusedError)
+                if refused and not self._server.admits(self._source.current):
+                    return True  # nor would AUTH in place be accepted
                 if loop.time() + delay >= give_up_at:
                     return False
                 await asyncio.sleep(random.uniform(0.5, 1) * delay)
@@ -319,17 +327,31 @@ class Reauthenticator:
         whenever it comes. Cancelling it, or an answer, ends the attempt to get a replacement.
         """
         loop = asyncio.get_running_loop()
-        started = loop.time()
-        self._ledger.move_to(ConnectionState.REAUTHENTICATING)
-        try:
-            answer = self._connection.authenticate(token)
-        except ConnectionLostError:
-            return  # its loss is dealt with elsewhere
-        self._newest_auth = answer
-        # First of its callbacks: who waits for the answer below finds it learned.
-        answer.add_done_callback(
-            lambda done: self._answered(done, token, loop.time() - started, trigger)
-        )
+        answer = self._newest_auth
+        if answer is None or answer.done() or self._newest_version != token.version:
+            attempt = None
+            if not self._connection.paces_itself:
+                attempt = await self._turn()
+                newest, held = self._source.current, self._ledger.token
+                if attempt is None or newest is None or held is None:
+                    return
+                token = newest
+            started = loop.time()
+            try:
+                answer = self._connection.authenticate(token)
+            except ConnectionLostError:
+                if attempt is not None:
+                    attempt.over()
+                return  # its loss is dealt with elsewhere
+            self._newest_auth, self._newest_version = answer, token.version
+            # First of its callbacks: who waits for the answer below finds it learned.
+            answer.add_done_callback(
+                lambda done: self._answered(done, token, loop.time() - started, trigger, attempt)
+            )
+        # Else the same AUTH is in the FIFO still: a second one could only come behind it.
+        if self._ledger.state is not ConnectionState.REAUTHENTICATING:
+            self._ledger.move_to(ConnectionState.REAUTHENTICATING)
+        ends_at = loop.time() + AUTH_TIMEOUT
         await asyncio.wait({answer}, timeout=UNANSWERED_AUTH)
         if answer.done() or self._ended:
             return
@@ -350,18 +372,50 @@ class Reauthenticator:
             )
             if not (answer.done() or self._ended):
                 # No replacement to be had: all hope is on the answer.
-                left = AUTH_TIMEOUT - (loop.time() - started)
+                left = ends_at - loop.time()
                 await asyncio.wait({answer}, timeout=max(0.0, left))
         finally:
             await _give_up(replacement)
         if not (answer.done() or self._ended):
             self._failed(token, _unanswered(), trigger)
 
+    async def _turn(self) -> Attempt | None:
+        """Wait for this connection's turn; None if there is nothing to be sent any more.
+
+        Does not let go of the event loop where nobody else is sending.
+        """
+        budget = self._server.budget
+        slot = budget.take_now()
+        if slot is None:
+            held = self._ledger.token
+            assert held is not None
+            slot = await budget.take(slot_patience(held, self._source.now(held)))
+            if self._ended or not (self._lags or self._probe.delay is not None):
+                slot.release()
+                return None
+        token = self._source.current
+        if not self._server.admits(token):
+            slot.release()
+            return None
+        return self._server.begin(token, slot)
+
     def _answered(
-        self, answer: asyncio.Future[Any], token: Token, latency: float, trigger: AuthTrigger
+        self,
+        answer: asyncio.Future[Any],
+        token: Token,
+        latency: float,
+        trigger: AuthTrigger,
+        attempt: Attempt | None,
     ) -> None:
         """Learn the outcome of an AUTH, in time or late."""
         error = answer.exception()
+        if attempt is not None:
+            if error is None:
+                attempt.accepted()
+            elif isinstance(error, ConnectionLostError):
+                attempt.over()
+            else:
+                attempt.refused(without_tracebacks(error), token)
         newest = answer is self._newest_auth
         if self._ended or isinstance(error, ConnectionLostError):
             return
@@ -391,9 +445,10 @@ class Reauthenticator:
             token.version,
             error,
         )
-        self._probe.refused()
-        if self._ledger.state is not ConnectionState.STALE:
-            self._ledger.move_to(ConnectionState.STALE)
+        if not is_refusal(error):
+            self._failed_version = token.version
+            self._probe.failed()
+        self._stale()
         if isinstance(error, Exception):
             self._ledger.last_error = error
             self._hub.emit(
@@ -402,14 +457,20 @@ class Reauthenticator:
                 )
             )
 
+    def _stale(self) -> None:
+        if self._ledger.state is not ConnectionState.STALE:
+            self._ledger.move_to(ConnectionState.STALE)
 
-def report_failure(task: asyncio.Task[None]) -> None:
-    """Say at once that a re-authentication task has failed, which none should.
 
-    Its connection then lives as long as its token; the one after it signs in with the newest.
-    """
-    if not task.cancelled() and (error := task.exception()) is not None:
-        logger.error("%s has failed: %r", task.get_name(), without_tracebacks(error))
+def keep_running(
+    work: Callable[[], Coroutine[Any, Any, None]],
+    name: str,
+    hub: EventHub,
+    *,
+    start: Starter | None = None,
+) -> Supervised:
+    """Run ``work()`` as a task that is started again where it ends without having returned."""
+    return Supervised(work, name=f"aioentra_redis-{name}", hub=hub, start=start)
 
 
 def _unanswered() -> TimeoutError:

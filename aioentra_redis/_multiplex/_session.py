@@ -31,7 +31,7 @@ from .._schedule import AUTH_TIMEOUT, IDLE_PING
 from ..errors import CommandTimeoutError, ConnectionLostError
 from ._ending import Ending, ignore_outcome
 from ._engine import Engine, Packed, Patient, ProtocolViolation
-from ._reauth import Ledger
+from ._ledger import Ledger
 
 if TYPE_CHECKING:
     from .._redis_py import Dialed
@@ -74,6 +74,8 @@ class Session(Ending):
 
     held_up = False
     """It always reads."""
+
+    paces_itself = False
 
     def __init__(
         self, dialed: Dialed, on_lost: Callable[[Session, Exception | None], None]
@@ -196,6 +198,9 @@ class Session(Ending):
             self._surplus -= len(packed) - 1
             self._pending_bytes -= _size(packed)
             self._end_if_drained()
+
+    def withdraw_auth(self) -> None:
+        """Nothing: AUTH is written at once."""
 
     def authenticate(self, token: Token) -> asyncio.Future[Any]:
         """Write AUTH with ``token``, in the same FIFO as every command; it passes the gate.

@@ -24,7 +24,7 @@ from .._schedule import AUTH_TIMEOUT, IDLE_PING
 from ..errors import ConnectionLostError
 from ._ending import Ending, ignore_outcome
 from ._engine import ProtocolViolation, Waiter
-from ._reauth import Ledger
+from ._ledger import Ledger
 from ._subscriber import Backlog, Realm, Subscriber
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ class SubscriberSession(Ending):
     ``on_lost`` is called once, with the session and the cause, None if it was closed on purpose.
     Not thread-safe: it belongs to the loop that it was made in.
     """
+
+    paces_itself = False
 
     def __init__(
         self,
@@ -173,6 +175,9 @@ class SubscriberSession(Ending):
         future.add_done_callback(ignore_outcome)
         self.send(args, future)
         return future
+
+    def withdraw_auth(self) -> None:
+        """Nothing: AUTH is written at once."""
 
     def authenticate(self, token: Token) -> asyncio.Future[Any]:
         """Write AUTH with ``token``, in the same queue as every command.

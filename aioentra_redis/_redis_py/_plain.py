@@ -25,7 +25,7 @@ from .._traffic import Mode
 from ..errors import ConfigurationError
 from ._in_band import _REFUSALS, InBand, has_ended
 from ._peer import check_peer, drop, is_sealed
-from ._sign_in import SignIn, explained
+from ._sign_in import SignIn, explained, turn_of
 
 if TYPE_CHECKING:
     from .._token import Token
@@ -87,7 +87,8 @@ async def sign_in_plain(
         if isinstance(connection, SSLConnection) and is_sealed(connection):
             await _check_tls(connection, mine, allow_insecure=allow_insecure_tls)
         check_peer(connection, mine.tls, allow_plaintext=mine.allow_plaintext)
-        await _handshake(connection)
+        async with turn_of(connection):
+            await _handshake(connection)
     except BaseException:
         # Before redis-py closes it, politely, or keeps it, which is what it does with errors
         # that it doesn't know: the next command would be sent by nobody in particular.

@@ -18,6 +18,7 @@ from .._diagnosis import explain
 from .._options import check_alone
 from .._redaction import without_tracebacks
 from .._schedule import reauth_deadline
+from .._servers import server_of
 from .._tls import check_tls
 from ..errors import (
     ConfigurationError,
@@ -155,17 +156,6 @@ class _SignedIn:
             learned=self._learned,
         )
 
-    async def connect(self, *args: Any, **kwargs: Any) -> None:
-        keeper = self.credential_provider.keeper
-        async with contextlib.nullcontext() if keeper is None else keeper.connecting():
-            with explained(self):
-                await super().connect(*args, **kwargs)  # type: ignore[misc]
-
-    async def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
-        keeper = self.credential_provider.keeper
-        async with contextlib.nullcontext() if keeper is None else keeper.connecting():
-            await super().connect_check_health(*args, **kwargs)  # type: ignore[misc]
-
     async def _connect(self) -> None:
         sign_in = self.credential_provider
         if isinstance(self, SSLConnection):
@@ -174,6 +164,44 @@ class _SignedIn:
         self._just_connected = True
         self.transport_ready_at = asyncio.get_running_loop().time()
         check_peer(self, sign_in.tls, allow_plaintext=sign_in.allow_plaintext)
+
+    # What opens the socket and signs in has to pass the server's budget and breaker first. In
+    # redis-py 5 that is ``connect``, but with Sentinel what is called when the address is known.
+
+    def _connecting(self) -> contextlib.AbstractAsyncContextManager[None]:
+        keeper = self.credential_provider.keeper
+        return contextlib.nullcontext() if keeper is None else keeper.connecting()
+
+    if hasattr(AbstractConnection, "connect_check_health"):
+
+        async def connect(self, *args: Any, **kwargs: Any) -> None:
+            async with self._connecting():
+                with explained(self):
+                    await super().connect(*args, **kwargs)  # type: ignore[misc]
+
+        async def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
+            async with self._connecting():
+                if not self.is_connected:  # type: ignore[attr-defined]
+                    async with turn_of(self):
+                        await super().connect_check_health(*args, **kwargs)  # type: ignore[misc]
+
+    else:
+
+        async def connect(self, *args: Any, **kwargs: Any) -> None:
+            async with self._connecting():
+                if self.is_connected:  # type: ignore[attr-defined]
+                    return
+                with explained(self):
+                    if hasattr(super(), "connect_to"):
+                        await super().connect(*args, **kwargs)  # type: ignore[misc]
+                    else:
+                        async with turn_of(self):
+                            await super().connect(*args, **kwargs)  # type: ignore[misc]
+
+        async def connect_to(self, address: tuple[str, int]) -> None:
+            self.host, self.port = address
+            async with turn_of(self):
+                await super().connect_to(address)  # type: ignore[misc]
 
     # Whoever asks for the connection gets an error for people, and one whose chain holds no frame
     # of redis-py's sign-in, where the token is a local variable.
@@ -300,8 +328,21 @@ class _SignedIn:
         held, newest = sign_in.token, sign_in.source.current
         if held is None or newest is None or newest.version <= held.version:
             return
+        if not server_of(sign_in.source, self.where).admits(newest, demand=True):
+            return  # the server refuses newer ones: what stands is worth more
         if sign_in.source.now(held) >= reauth_deadline(held):
             raise redis_exceptions.ConnectionError("signed in with a token that is about to expire")
+
+
+def turn_of(connection: Any) -> contextlib.AbstractAsyncContextManager[None]:
+    """What ``connection`` has to pass to be signed in: its server's budget and breaker."""
+    sign_in: SignIn = connection.credential_provider
+    sign_in.token = None
+    server = server_of(sign_in.source, str(connection._host_error()))
+    return server.signing_in(
+        newest=lambda: sign_in.source.current,
+        sent=lambda: sign_in.token,
+    )
 
 
 @contextlib.contextmanager

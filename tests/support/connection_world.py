@@ -17,6 +17,7 @@ from aioentra_redis._events import (
     TokenState,
 )
 from aioentra_redis._multiplex._connection import MultiplexedConnection
+from aioentra_redis._servers import Servers
 from aioentra_redis._token import Token
 from aioentra_redis.errors import (
     TokenExpiredError,
@@ -34,6 +35,7 @@ class Source:
 
     def __init__(self) -> None:
         self.broadcast = Broadcast()
+        self._servers = Servers(8, lambda event: None)
         self.state = TokenState.FRESH
         self.gets = 0
         self.publish(1)

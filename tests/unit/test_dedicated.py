@@ -19,9 +19,10 @@ from aioentra_redis import (
     ConnectionState,
     Reauthenticated,
     ReauthenticationFailed,
+    _budget,
 )
-from aioentra_redis._dedicated import AT_ONCE
-from aioentra_redis._schedule import IDLE_PING
+from aioentra_redis._multiplex import _reauth
+from aioentra_redis._schedule import IDLE_PING, TokenRefreshConfig
 from aioentra_redis.errors import ConfigurationError, ConnectionLostError
 
 pytestmark = pytest.mark.looptime
@@ -122,7 +123,8 @@ async def test_a_transaction_of_a_pool_goes_on_across_a_rotation(place: Place):
 # -------------------------------------------------------------------------- a few at a time
 
 
-async def test_no_more_than_a_few_are_renewed_at_once(place: Place):
+async def test_no_more_than_a_few_are_renewed_at_once(place: Place, monkeypatch):
+    monkeypatch.setattr(_reauth, "reauth_delay", lambda held, now: 0.0)
     under_way: list[int] = []
     client = place.client()
 
@@ -130,13 +132,13 @@ async def test_no_more_than_a_few_are_renewed_at_once(place: Place):
         under_way.append(
             sum(c.in_band._exchange.locked() for c in client.connection_pool._available_connections)
         )
-        return [3.0, OK]
+        return [0.9, OK]
 
     place.peer.script["AUTH"] = auth
     await place.idle(client, 30)
     await asyncio.sleep(95)
     assert len(place.peer.seen("AUTH")) == 30
-    assert max(under_way) == AT_ONCE
+    assert max(under_way) == TokenRefreshConfig().max_concurrent_auths
     assert place.peer.dials == 30
 
 
@@ -185,16 +187,17 @@ async def test_checkout_waits_for_an_auth_that_is_unread(place: Place):
     await pool.release(connection)
 
 
-async def test_the_others_are_handed_out_first(place: Place):
+async def test_the_others_are_handed_out_first(place: Place, monkeypatch):
+    monkeypatch.setattr(_budget, "SLOT_HOLD", 100.0)
     client = place.client()
     connections = await place.idle(client, 12)
     place.peer.script["AUTH"] = lambda *_: HANG
     await asyncio.sleep(SENT)
     busy = [each for each in connections if each.in_band._exchange.locked()]
-    assert len(busy) == AT_ONCE
+    assert len(busy) == 8
     pool: Any = client.connection_pool
-    assert set(pool._available_connections[:AT_ONCE]) == set(busy)
-    others = await place.leased(client, 12 - AT_ONCE)
+    assert set(pool._available_connections[:8]) == set(busy)
+    others = await place.leased(client, 4)
     assert not set(others) & set(busy)
     for each in others:
         await pool.release(each)
@@ -267,13 +270,27 @@ async def test_a_refused_auth_leaves_a_connection_as_it_was_and_is_tried_again(p
 
 async def test_checkout_past_the_deadline_signs_in_anew(place: Place):
     client = place.client()
-    place.peer.script["AUTH"] = lambda *_: WRONGPASS
+    place.peer.script["AUTH"] = lambda *_: b"-ERR not now\r\n"
     await place.idle(client, 1)
     await asyncio.sleep(75)
     (connection,) = await place.leased(client, 1)
     assert place.peer.dials == 2
     (row,) = client.auth_status()
     assert (row.state, row.token_version) == (ConnectionState.AUTHENTICATED, 2)
+    await client.connection_pool.release(connection)
+
+
+async def test_checkout_past_the_deadline_keeps_what_stands_where_newer_tokens_are_refused(
+    place: Place,
+):
+    client = place.client()
+    await place.idle(client, 1)
+    place.peer.script["AUTH"] = lambda *_: WRONGPASS
+    place.peer.script["HELLO"] = lambda *_: WRONGPASS
+    await asyncio.sleep(75)
+    (connection,) = await place.leased(client, 1)
+    assert await run(connection, "ECHO", "a") == b"a"
+    assert place.peer.dials == 1
     await client.connection_pool.release(connection)
 
 

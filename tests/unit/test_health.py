@@ -219,7 +219,7 @@ async def test_probes_in_an_outage_ask_the_identity_provider_for_nothing(place: 
         it.peer.cut()
         await asyncio.sleep(10)
         before = len(it.credential.calls)
-        client._multiplexed._connecting.cancel()  # dials need a token, too
+        client._multiplexed._connecting.stop()  # dials need a token, too
         await asyncio.sleep(0)
         for _ in range(120):
             if probe_every is not None:

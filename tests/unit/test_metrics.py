@@ -161,8 +161,10 @@ async def test_reauthentications(reader: Reader, place: Place):
     place.peer.script["AUTH"] = refusals
     await asyncio.sleep(50)
     assert reader.value(reauths, **server, result="refused", trigger="renewal") == 1
-    assert reader.value(reauths, **server, result="accepted", trigger="probe") == 1
-    assert reader.value(reauths, **server, result="accepted", trigger="renewal") == 9
+    probes = reader.value(reauths, **server, result="accepted", trigger="probe")
+    renewals = reader.value(reauths, **server, result="accepted", trigger="renewal")
+    assert probes >= 1
+    assert probes + renewals == 10
 
 
 async def test_connections_that_could_not_get_the_newest_token(reader: Reader, place: Place):

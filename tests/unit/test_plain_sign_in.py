@@ -149,7 +149,7 @@ async def test_only_a_source_is_taken(source: Any):
 async def renewal(clock: Clock, **token: Any) -> tuple[Renewal, TokenSource]:
     source = source_of(Credential(clock, **token), clock, factory=True)
     held = await source.get()
-    made = Renewal(source, name="connection")
+    made = Renewal(source, name="connection", host="peer:1")
     made.signed_in(held)
     return made, source
 
@@ -195,7 +195,7 @@ async def test_connections_do_not_arrive_together_and_all_arrive_in_time():
     held = source.current
     waiting = {first}
     for _ in range(200):
-        another = Renewal(source, name="connection")
+        another = Renewal(source, name="connection", host="peer:1")
         another.signed_in(held)
         waiting.add(another)
     times: list[float] = []

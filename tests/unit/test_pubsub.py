@@ -26,6 +26,17 @@ from aioentra_redis import (
 )
 
 
+class ByHand:
+    """The task that calls, in the place of a re-authentication task."""
+
+    def __init__(self) -> None:
+        self.task = asyncio.current_task()
+
+    def stop(self) -> None:
+        if self.task is not None and self.task is not asyncio.current_task():
+            self.task.cancel()
+
+
 class Stage:
     """A client of a scripted server, its events, and one subscriber of it."""
 
@@ -53,8 +64,8 @@ class Stage:
     async def hand_over(self) -> None:
         """What a newer token makes of the subscription."""
         connection = self.connection
-        connection._reauthentication.cancel()
-        connection._reauthentication = asyncio.current_task()  # it is that task which does so
+        connection._stop_reauthentication()
+        connection._reauthentication = ByHand()  # it is that task which does so
         await connection._hand_over(self.session, "a test")
 
     async def next_data(self) -> Any:

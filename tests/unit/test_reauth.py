@@ -24,15 +24,15 @@ from aioentra_redis._events import (
     TokenState,
 )
 from aioentra_redis._multiplex import _reauth
+from aioentra_redis._multiplex._ledger import TRANSITIONS, Ledger
 from aioentra_redis._multiplex._reauth import (
     AUTH_TIMEOUT,
-    TRANSITIONS,
-    Ledger,
     Probe,
     Reauthenticator,
     Rotation,
     rotation_for,
 )
+from aioentra_redis._servers import Servers
 from aioentra_redis._token import Token
 from aioentra_redis.errors import ConnectionLostError
 
@@ -63,6 +63,7 @@ class Source:
 
     def __init__(self) -> None:
         self.broadcast = Broadcast()
+        self._servers = Servers(8, lambda event: None)
 
     @property
     def current(self) -> Token | None:
@@ -82,6 +83,9 @@ class Connection:
     host = "peer"
     closed = False
     held_up = False
+    paces_itself = False
+
+    def withdraw_auth(self) -> None: ...
 
     def __init__(self, held: Token, latency: float = 0.01) -> None:
         self.ledger = Ledger(self.name, held, latency)
@@ -263,21 +267,23 @@ def test_the_way_follows_from_the_last_latency(latency: float, way: Rotation):
 def test_probes_are_doubled_between_their_bounds():
     probe, delays = Probe(), []
     for _ in range(7):
-        probe.refused()
+        probe.failed()
         delays.append(probe.delay)
     assert delays == [1, 2, 4, 8, 16, 30, 30]
     probe.accepted()
     assert probe.delay is None
+    probe.failed()
+    assert probe.delay == 1
 
 
 # ----------------------------------------------------------------------------------- in place
 
 
 async def test_no_auth_follows_a_connect(stage: Stage):
-    await asyncio.sleep(3600)
+    await asyncio.sleep(600)
     assert stage.connection.auths == []
     stage.fail_to_refresh()
-    await asyncio.sleep(3600)
+    await asyncio.sleep(600)
     assert stage.connection.auths == []
     assert stage.ledger.state is S.AUTHENTICATED
 

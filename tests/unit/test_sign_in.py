@@ -8,6 +8,7 @@ import redis.asyncio
 from support.scripted_peer import Peer
 
 from aioentra_redis._redis_py import sign_in_with
+from aioentra_redis._servers import Servers
 from aioentra_redis._token import Token
 
 
@@ -16,6 +17,7 @@ class Ahead:
 
     def __init__(self) -> None:
         self.current = self._token(1)
+        self._servers = Servers(8, lambda event: None)
 
     def _token(self, version: int) -> Token:
         now = self.now()

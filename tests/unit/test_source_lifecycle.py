@@ -329,7 +329,7 @@ async def test_being_dropped_ends_everything():
     credential = real()
     source = source_of(credential, time.time, factory=True)
     await source.start()
-    task = source._refresher.task
+    task = source._refresher.task.task
     ref = weakref.ref(source)
     kept = source.subscribe(after=1)
     with pytest.warns(ResourceWarning, match="unclosed <TokenSource"):  # noqa: PT031
