@@ -14,12 +14,13 @@ def is_news(token: Token, current: Token | None) -> bool:
 
     azure-identity returns its cached token, and swallows a failed refresh in the last 300 s before
     the expiry, so an answer without an error need not be a newer token. The ``exp`` claims decide
-    where there are any: they are the authority's, and don't change when the clock here is set.
+    where they differ: they are the authority's, and don't change when the clock here is set. They
+    are whole seconds, though, and what the credential said may be finer.
     """
     if current is None:
         return True
     new, old = token.claimed_expiry, current.claimed_expiry
-    if new is None or old is None:
+    if new is None or old is None or new == old:
         new, old = token.expires_on, current.expires_on
     return token != current and new > old
 

@@ -164,7 +164,7 @@ async def _connect_again(connection: Any, mine: SignIn) -> None:
     drop(connection)
     connection.ssl_context.context = None
     await mine.tls.prepare(connection)
-    with explained(connection):
+    with explained(connection, reached=False):
         try:
             await connection._connect()
         except OSError as exc:

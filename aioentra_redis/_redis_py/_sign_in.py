@@ -176,7 +176,7 @@ class _SignedIn:
 
         async def connect(self, *args: Any, **kwargs: Any) -> None:
             async with self._connecting():
-                with explained(self):
+                with explained(self, reached=False):
                     await super().connect(*args, **kwargs)  # type: ignore[misc]
 
         async def connect_check_health(self, *args: Any, **kwargs: Any) -> None:
@@ -191,7 +191,7 @@ class _SignedIn:
             async with self._connecting():
                 if self.is_connected:  # type: ignore[attr-defined]
                     return
-                with explained(self):
+                with explained(self, reached=False):
                     if hasattr(super(), "connect_to"):
                         await super().connect(*args, **kwargs)  # type: ignore[misc]
                     else:
@@ -346,14 +346,17 @@ def turn_of(connection: Any) -> contextlib.AbstractAsyncContextManager[None]:
 
 
 @contextlib.contextmanager
-def explained(connection: Any) -> Iterator[None]:
+def explained(connection: Any, *, reached: bool = True) -> Iterator[None]:
     """Turn what the sign-in of ``connection`` raises into an error for people, without secrets.
+
+    ``reached`` is False where the socket is opened inside, too: then a timeout, unless one inside
+    has been explained already, is that of TCP or TLS.
 
     redis-py closes the connection then, but only if it is an error of its own: otherwise, and if
     the sign-in is cancelled, it would be kept, and handed out without having been signed in.
     """
     try:
-        with _translated(connection):
+        with _translated(connection, reached=reached):
             yield
     except redis_exceptions.RedisError:
         raise
@@ -363,12 +366,12 @@ def explained(connection: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _translated(connection: Any) -> Iterator[None]:
+def _translated(connection: Any, *, reached: bool) -> Iterator[None]:
     try:
         yield
-    except redis_exceptions.TimeoutError as exc:
-        raise no_answer(connection) from without_tracebacks(exc)
     except redis_exceptions.RedisError as exc:
+        if reached and isinstance(exc, redis_exceptions.TimeoutError):
+            raise no_answer(connection) from without_tracebacks(exc)
         error = explain(
             exc,
             host=getattr(connection, "host", getattr(connection, "path", "the server")),

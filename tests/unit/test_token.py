@@ -104,6 +104,14 @@ def test_what_is_news(claimed: float | None, told: float, news: bool):
     assert is_news(token, None)
 
 
+def test_news_of_the_same_second():
+    """Claims are whole seconds: tokens that rotate faster are told apart by the credential."""
+    current = read({"exp": EPOCH + 3600, "uti": "a"}, expires_on=EPOCH + 60.0)
+    newer = read({"exp": EPOCH + 3600, "uti": "b"}, expires_on=EPOCH + 60.4)
+    assert is_news(newer, current)
+    assert not is_news(current, newer)
+
+
 @pytest.mark.parametrize(
     ("audience", "scope"),
     [
