@@ -186,6 +186,8 @@ class MultiplexedConnection:
         refusing = self._refusing
         if refusing is not None and refusing.is_open and not self._may_ask(refusing):
             self._reconnect()
+            if source is not None:
+                await source.get()  # at once; asks for a newer token if this one's time is up
             raise refusing.held_back()
         if self._outage is None:
             self._outage = asyncio.get_running_loop().create_future()
