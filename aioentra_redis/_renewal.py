@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
@@ -11,8 +12,9 @@ from redis import exceptions as redis_exceptions
 
 from ._events import ConnectionState
 from ._multiplex._ledger import Ledger
+from ._multiplex._reauth import Probe
 from ._schedule import reauth_deadline, reauth_delay
-from ._servers import Attempt, server_of
+from ._servers import Attempt, is_refusal, server_of
 from ._traffic import Mode, Traffic
 from .errors import ConnectionLostError, EntraRedisError
 
@@ -59,6 +61,8 @@ class Renewal:
         self._share = random.random()
         self._held: Token
         self._refused = 0
+        self._probe = Probe()
+        self._probe_at = 0.0
         self._server = server_of(source, host)
         self._attempt: Attempt | None = None
         self.ledger: Ledger
@@ -68,7 +72,8 @@ class Renewal:
         """The connection was made, or made anew: everything before is history."""
         self._held = token
         self._refused = 0
-        self._over()
+        self._probe, self._probe_at = Probe(), 0.0
+        self.closed()
         self.ledger = Ledger(self._name, token, 0.0)
         self.lookout = min(LONGEST_LOOKOUT, LOOKOUT_FRACTION * token.lifetime)
 
@@ -82,7 +87,10 @@ class Renewal:
         if now() >= newest.expires_on:
             return None
         jitter = reauth_delay(held, now(held) - age, lambda: self._share)
-        if age < jitter and newest.version != self._refused:
+        if newest.version == self._refused:
+            if asyncio.get_running_loop().time() < self._probe_at:
+                return None
+        elif age < jitter:
             return None
         return newest if self._begin(newest, late=now(held) >= reauth_deadline(held)) else None
 
@@ -97,7 +105,8 @@ class Renewal:
             self._attempt = self._server.begin(token, slot)
         return True
 
-    def _over(self) -> None:
+    def closed(self) -> None:
+        """The connection was closed, by whomever: an AUTH under way will have no answer."""
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.over()
@@ -112,10 +121,15 @@ class Renewal:
                 attempt.refused(error, token)
         if error is None:
             self._held = token
+            self._probe.accepted()
             self.ledger.accepted(token, now=self._source.now(), latency=0.0)
             self._move_to(ConnectionState.AUTHENTICATED)
             return
         self._refused = token.version
+        if not is_refusal(error):  # else it is the breaker that says when to try again
+            self._probe.failed()
+            assert self._probe.delay is not None
+            self._probe_at = asyncio.get_running_loop().time() + self._probe.delay
         self._move_to(ConnectionState.STALE)
         logger.warning(
             "%s: AUTH with token version %d was refused, going on with the former token: %s",
@@ -140,7 +154,7 @@ class Renewal:
 
     def ended(self, error: Exception, traffic: Traffic) -> Exception | None:
         """The error for people where the connection ended because its token did, else None."""
-        self._over()
+        self.closed()
         held = self._held
         replies = (EntraRedisError, redis_exceptions.AuthenticationError)
         # The server's clock and ours may differ by a little.

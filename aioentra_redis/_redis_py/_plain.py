@@ -59,6 +59,9 @@ class Policy(Protocol):
     def worn(self) -> bool:
         """Whether a connection that nobody uses had better be replaced than handed out."""
 
+    def closed(self) -> None:
+        """The connection was closed, by whomever: what is under way will have no answer."""
+
     def ended(self, error: Exception, traffic: Any) -> Exception | None:
         """The error for people where the connection ended because its token did, else None."""
 
@@ -191,6 +194,7 @@ class _Plain(InBand):
         self._just_signed_in = False
         connection.send_packed_command = self.send
         connection.read_response = self.read
+        connection.disconnect = self._telling(connection.disconnect)
         # A pool asks one of these, by version, before it hands a connection out; on
         # ConnectionError it has the connection connect anew.
         for name in ("can_read", "can_read_destructive"):
@@ -208,6 +212,15 @@ class _Plain(InBand):
             return await ask(*args, **kwargs)
 
         return can_read
+
+    def _telling(
+        self, disconnect: Callable[..., Awaitable[None]]
+    ) -> Callable[..., Awaitable[None]]:
+        async def tell_and_disconnect(*args: Any, **kwargs: Any) -> None:
+            self.policy.closed()
+            await disconnect(*args, **kwargs)
+
+        return tell_and_disconnect
 
     def begin(self) -> None:
         """See ``InBand``."""
@@ -292,11 +305,10 @@ class _Plain(InBand):
         def look() -> None:
             nonlocal timer
             subscriptions = self.traffic.subscriptions
-            if self.signed_in and subscriptions.quiet and (token := self._due()) is not None:
-                writer = self._connection._writer
-                if not writer.transport.is_closing():
-                    subscriptions.expect(token)
-                    self._write("AUTH", token.username, token.secret)
+            standing = self.signed_in and not self._connection._writer.transport.is_closing()
+            if standing and subscriptions.quiet and (token := self._due()) is not None:
+                subscriptions.expect(token)
+                self._write("AUTH", token.username, token.secret)
             timer = loop.call_later(self.policy.lookout, look)
 
         look()

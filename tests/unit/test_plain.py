@@ -92,6 +92,22 @@ async def test_a_refused_token_is_tried_again_at_decent_intervals_and_no_command
     assert "was refused" in caplog.text
 
 
+async def test_an_auth_that_fails_in_another_way_is_tried_again_at_decent_intervals(place: Place):
+    """It is no refusal of the token, so the breaker has no say in it."""
+    await place.client.ping()
+    await asyncio.sleep(0.8 * HOUR)
+    while not place.auths:
+        place.answers = [b"-ERR out of order\r\n"] * 4
+        await place.client.ping()
+        await asyncio.sleep(0.5)
+    for _ in range(60):
+        assert await place.client.ping()
+        await asyncio.sleep(0.5)
+    gaps = [b - a for (a, *_), (b, *_) in zip(place.auths, place.auths[1:], strict=False)]
+    assert gaps == pytest.approx([1, 2, 4, 8], abs=0.6)
+    assert place.versions == [2] * 5
+
+
 async def test_a_newer_token_is_not_kept_waiting_by_a_refused_one(place: Place):
     place.answers = [WRONGPASS] * 50
     while not place.auths:
