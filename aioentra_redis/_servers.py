@@ -84,6 +84,9 @@ class Attempt:
         """The server took the token."""
         if self._end():
             self._server._accepted(self._version if version is None else version)
+            if self._probe:
+                # If it was an older one than the one refused, that says nothing of the latter.
+                self._server._unanswered()
 
     def refused(self, error: BaseException, token: Token | None) -> None:
         """The server answered with an error; if that is no refusal it says nothing."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from redis.exceptions import AuthenticationError, NoPermissionError
+from support.plain_place import Place as PlainPlace
 from support.pooled import Place
-from support.scripted_peer import HELLO, OK
+from support.scripted_peer import HANG, HELLO, OK
 
 from aioentra_redis import (
     BreakerClosed,
@@ -326,3 +327,43 @@ async def test_those_who_wait_for_the_probe_get_what_it_brings(place: Place):
     assert len(place.peer.open) == 21
     for each in connections:
         await pool.release(each)
+
+
+# ------------------------------------------------------------------- probes that end without a word
+
+
+def token_of(version: int) -> Token:
+    return Token("s", username="u", expires_on=1e9, first_seen=0.0, version=version)
+
+
+async def test_a_probe_with_an_older_token_than_the_refused_one_is_over_when_it_is_accepted():
+    server = Servers(8, lambda event: None).of("a:1")
+    first, second = server.begin(token_of(2)), server.begin(token_of(3))
+    first.refused(AuthenticationError("WRONGPASS"), token_of(2))
+    await asyncio.sleep(1)
+    probe = server.begin(token_of(2))
+    second.refused(AuthenticationError("WRONGPASS"), token_of(3))
+    probe.accepted()
+    assert server.breaker.state is S.OPEN
+    assert server.admits(token_of(3))
+
+
+@pytest.fixture
+async def plain():
+    made = PlainPlace(life=100.0)
+    yield made
+    await made.close()
+
+
+async def test_a_probe_of_a_plain_client_that_is_cancelled_holds_nobody_up(plain: PlainPlace):
+    await plain.client.ping()
+    plain.answers = [WRONGPASS, HANG]
+    await asyncio.sleep(65)
+    await plain.client.ping()
+    await asyncio.sleep(1)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await plain.client.ping()
+    assert len(plain.auths) == 2
+    assert await plain.client.ping(), "it connects anew at once, and is signed in by that"
+    assert now() == pytest.approx(66.5)
