@@ -180,8 +180,8 @@ class Refresher:
 
     def launch(self) -> None:
         """Start the task in the running loop, if it does not run; also after a failed start."""
-        if self.task is not None and not self.task.done():
-            return
+        if self.task is not None and self.state is not S.FAILED:
+            return  # not `done()`: a task that was cancelled may be told of in a moment only
         self._set_state(S.STARTING)
         self.start_error = None
         self._loop = asyncio.get_running_loop()

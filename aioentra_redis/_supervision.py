@@ -109,6 +109,11 @@ class Supervised:
         self._pause = self._loop.call_later(pause, self._begin_again, cause, pause)
 
     def _begin_again(self, cause: Exception | None, pause: float) -> None:
+        self._pause = None
+        # Asyncio says it in no other way: all tasks have been cancelled for good, and the loop
+        # runs on only until the threads of its executor have ended.
+        if getattr(self._loop, "_asyncgens_shutdown_called", False):
+            return
         how = "it has failed" if cause is not None else "somebody else has cancelled it"
         logger.error("%s is started again after %g s: %s", self._name, pause, how)
         self._hub.emit(TaskRestarted(task=self._name, error=cause, pause=pause))

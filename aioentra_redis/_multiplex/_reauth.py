@@ -265,9 +265,7 @@ class Reauthenticator:
         planned = closed and self._probe.delay is None
         trigger = AuthTrigger.RENEWAL if planned else AuthTrigger.PROBE
         if planned:
-            # Spread the AUTHs of many connections: each waits its own share of the time that is
-            # left until Microsoft's three minutes before the expiry of the token it holds.
-            await asyncio.sleep(reauth_delay(held, self._source.now(held)))
+            await self._jitter(held)
         token = self._source.current  # the newest by now
         held = self._ledger.token or held  # the owner's next command may have taken it along
         if token is None or token.version <= held.version or self._ended:
@@ -295,6 +293,21 @@ class Reauthenticator:
             # Nothing was refused and nothing was gained, and nobody may ever tell us why.
             self._failed_version = token.version
             self._probe.failed()
+
+    async def _jitter(self, held: Token) -> None:
+        """Spread the AUTHs of many connections.
+
+        Each waits its own share of the time that is left until Microsoft's three minutes before
+        the expiry of the token it holds. That may be hours, so it is not slept through: the wall
+        clock may be stepped meanwhile, and the machine suspended.
+        """
+        until = self._source.now(held)
+        until += reauth_delay(held, until)
+        while not self._ended:
+            left = until - self._source.now(held)
+            if left <= 0:
+                return
+            await asyncio.sleep(min(max(left, 0.001), MAX_SLEEP))
 
     async def _make_before_break(self, held: Token) -> bool:
         """Try for a replacement; returns False if none could be had in time for AUTH in place."""

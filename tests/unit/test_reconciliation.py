@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from typing import Any
 
 import pytest
@@ -124,6 +126,21 @@ async def test_stopping_is_final(moment: str):
     assert runs.supervised.done()
 
 
+def test_nothing_is_begun_again_in_a_loop_that_waits_for_its_threads(caplog):
+    """That of ``asyncio.run``, which has cancelled all tasks for good then."""
+    runs = []
+
+    async def main() -> None:
+        runs.append(Runs())
+        asyncio.get_running_loop().run_in_executor(None, time.sleep, 1.2)
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert len(runs[0].began) == 1
+    assert runs[0].supervised.done()
+    assert caplog.text == ""
+
+
 async def test_who_says_no_is_heard():
     runs = Runs(ValueError("a bug"), restart=False)
     await asyncio.sleep(60)
@@ -217,6 +234,26 @@ async def test_a_start_that_is_cancelled_by_others_has_failed_and_may_be_tried_a
     assert source.state is TokenState.FAILED
     await source.start()
     assert source.current is not None
+    await source.aclose()
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_who_asks_while_a_cancelled_start_ends_hears_of_it_too(turns: int):
+    clock = Clock()
+    credential = Credential(clock)
+    credential.delay = 1.0
+    source = source_of(credential, clock)
+    asking = [asyncio.create_task(source.get())]
+    await asyncio.sleep(0.5)
+    task_named("refresh").cancel()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    asking.append(asyncio.create_task(source.get()))
+    _, pending = await asyncio.wait(asking, timeout=60)
+    assert not pending
+    for task in asking:
+        with contextlib.suppress(TokenAcquisitionError):
+            task.result()
     await source.aclose()
 
 
@@ -339,3 +376,16 @@ async def test_a_reconnect_that_was_cancelled_by_others_goes_on(place: Place):
     task_named("aioentra_redis-connect").cancel()
     assert await waiting
     assert now() < 10
+
+
+async def test_a_clock_that_is_stepped_during_the_jitter_is_followed(place: Place):
+    place.credential.answer = lambda _: place.credential.issue(life=3600)
+    client = place.client()
+    await client.ping()
+    await place.idle(client, 5)
+    await asyncio.sleep(0.8 * 3600 + 1)
+    assert place.source.current is not None
+    assert place.source.current.version == 2
+    place.clock.step(530)  # 10 s before the deadline
+    await asyncio.sleep(MAX_SLEEP + 1)
+    assert {row.token_version for row in client.auth_status()} == {2}
