@@ -38,7 +38,7 @@ from ._multiplex._ledger import Ledger
 from ._multiplex._reauth import Reauthenticator, keep_running
 from ._redaction import without_tracebacks
 from ._redis_py import keeper_of, lend_after, let_go_of, signs_in_with
-from ._schedule import IDLE_PING, reauth_deadline, slot_patience
+from ._schedule import IDLE_PING, SLOT_HOLD, reauth_deadline, slot_patience
 from ._servers import Attempt, server_of
 from .errors import ClosedError, ConnectionLostError
 
@@ -249,7 +249,7 @@ class DedicatedConnection:
         """AUTH or PING, when it is this connection's turn and if it is still to be done."""
         held = self.ledger.token
         try:
-            patience = None
+            patience = SLOT_HOLD  # a PING can wait, but a token may come meanwhile
             if self.pending is not None and held is not None:
                 patience = slot_patience(held, self._keeper.source.now(held))
             slot = await self._server.budget.take(patience)

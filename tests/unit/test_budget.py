@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from support.pooled import Place
 
 from aioentra_redis import ConfigurationError, TokenRefreshConfig
 from aioentra_redis._budget import Budget
 from aioentra_redis._schedule import SLOT_HOLD, slot_patience
+from aioentra_redis._servers import server_of
 from aioentra_redis._token import Token
 
 pytestmark = pytest.mark.looptime
@@ -133,3 +135,22 @@ def test_how_many_is_a_whole_number(value: object):
 
 def test_the_default():
     assert TokenRefreshConfig().max_concurrent_auths == 8
+
+
+# -------------------------------------------------------------------------- idle connections
+
+
+async def test_a_ping_in_line_does_not_keep_the_auth_behind_it_past_its_deadline():
+    place = Place()
+    client = place.client(pool=place.pool(health_check_interval=10))
+    await client.ping()
+    await place.idle(client, 1)
+    budget = server_of(place.source, "localhost:6379").budget
+    await asyncio.sleep(5)
+    crowd = [asyncio.create_task(budget.take()) for _ in range(800)]  # of whom nobody gets through
+    await asyncio.sleep(64)
+    assert {row.token_version for row in client.auth_status()} == {2}
+    for each in crowd:
+        each.cancel()
+    await asyncio.wait(crowd)
+    await place.close()
