@@ -16,7 +16,6 @@ import contextlib
 import logging
 from collections.abc import Callable
 from traceback import format_exc
-from types import MappingProxyType
 
 from . import _schedule as schedule
 from ._acquirer import Acquirer
@@ -36,6 +35,7 @@ from ._redaction import again, scrub, without_tracebacks
 from ._repeats import Repeats
 from ._supervision import Supervised
 from ._token import Token, resources_of
+from ._token_states import HOLDS_VALID_TOKEN, TRANSITIONS, retry_after, worth_retrying
 from .errors import (
     ClosedError,
     TokenAcquisitionError,
@@ -43,41 +43,11 @@ from .errors import (
     TokenExpiredError,
 )
 
-__all__ = ["TRANSITIONS", "Refresher"]
+__all__ = ["Refresher"]
 
 logger = logging.getLogger("aioentra_redis.source")
 
 S = TokenState
-TRANSITIONS = MappingProxyType(
-    {
-        S.STARTING: {
-            S.FRESH,  # the first token
-            S.FAILED,  # start gives up; a later start may try again
-            S.CLOSED,
-        },
-        S.FRESH: {
-            S.DUE,  # the planned renewal time has come
-            S.EXPIRED,  # the wall clock passed the expiry at once: suspended, or stepped
-            S.CLOSED,
-        },
-        S.DUE: {
-            S.FRESH,  # a newer token was published
-            S.DEGRADED,  # a burst failed, the current token is still valid
-            S.EXPIRED,
-            S.CLOSED,
-        },
-        S.DEGRADED: {S.FRESH, S.EXPIRED, S.CLOSED},
-        S.EXPIRED: {
-            S.FRESH,
-            S.DUE,  # the wall clock was stepped back: the token is valid after all
-            S.CLOSED,
-        },
-        S.FAILED: {S.STARTING, S.CLOSED},
-        S.CLOSED: frozenset[TokenState](),  # final
-    }
-)
-_HOLDS_VALID_TOKEN = frozenset({S.FRESH, S.DUE, S.DEGRADED})
-
 CLOSE_TIMEOUT = 10.0
 """Seconds that closing may take as a whole."""
 
@@ -153,7 +123,7 @@ class Refresher:
         token = self.broadcast.current
         if token is not None:
             expired = self._clock() >= token.expires_on
-            if expired and self.state in _HOLDS_VALID_TOKEN:
+            if expired and self.state in HOLDS_VALID_TOKEN:
                 return S.EXPIRED
             if not expired and self.state is S.EXPIRED:
                 return S.DUE
@@ -219,10 +189,10 @@ class Refresher:
             self.last_error = outcome
             self._report("failed", outcome)
             logger.info("%s: attempt %d to start failed: %s", self.name, attempt, outcome)
-            asked = _retry_after(outcome)
+            asked = retry_after(outcome)
             # start() answers soon, if only to say that it has to be later.
             patient = asked is None or asked <= retry.max_delay
-            if attempt == retry.max_attempts or not _worth_retrying(outcome) or not patient:
+            if attempt == retry.max_attempts or not worth_retrying(outcome) or not patient:
                 await self._acquirer.release()
                 self._give_up_start(outcome)
                 return False
@@ -253,7 +223,7 @@ class Refresher:
                     self._set_state(S.DUE)
                 return
             token = self.broadcast.current
-            if token is not None and self.state in _HOLDS_VALID_TOKEN:
+            if token is not None and self.state in HOLDS_VALID_TOKEN:
                 delay = min(delay, max(0.0, token.expires_on - self._clock()))
             # A zero would spin where the clock's resolution is coarse.
             with contextlib.suppress(TimeoutError):
@@ -381,7 +351,7 @@ class Refresher:
         self._burst_failures += 1
         self.last_error = error
         self.observe()
-        over = self._burst_failures >= retry.max_attempts or not _worth_retrying(error)
+        over = self._burst_failures >= retry.max_attempts or not worth_retrying(error)
         # Without a valid token it is demand that sets the pace, once a second: no bursts then.
         delay = (
             schedule.burst_delay(retry)
@@ -390,7 +360,7 @@ class Refresher:
         )
         current = self.broadcast.current
         delay = schedule.pressed(delay, current, self.wall_time(current))
-        wait = _retry_after(error)
+        wait = retry_after(error)
         if wait is not None:
             delay = schedule.polite(delay, wait)
             self._not_before = self._now() + schedule.polite(0.0, wait)
@@ -524,12 +494,3 @@ class Refresher:
     def _now(self) -> float:
         assert self._loop is not None
         return self._loop.time()
-
-
-def _worth_retrying(error: TokenError) -> bool:
-    """Whether the same request may succeed within seconds."""
-    return isinstance(error, TokenAcquisitionError) and error.transient
-
-
-def _retry_after(error: TokenError) -> float | None:
-    return error.retry_after if isinstance(error, TokenAcquisitionError) else None

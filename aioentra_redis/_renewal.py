@@ -12,7 +12,7 @@ from redis import exceptions as redis_exceptions
 
 from ._events import ConnectionState
 from ._multiplex._ledger import Ledger
-from ._multiplex._reauth import Probe
+from ._multiplex._rotation import Probe
 from ._schedule import reauth_deadline, reauth_delay
 from ._servers import Attempt, is_refusal, server_of
 from ._traffic import Mode, Traffic

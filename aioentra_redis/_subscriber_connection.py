@@ -31,7 +31,8 @@ from ._events import (
     SubscriptionHandedOver,
 )
 from ._multiplex._handover import hand_over
-from ._multiplex._reauth import Reauthenticator, Rotation
+from ._multiplex._reauth import Reauthenticator
+from ._multiplex._rotation import Rotation
 from ._multiplex._subscriber import Backlog
 from ._multiplex._subscriber_session import Inbox, SubscriberSession
 from ._recovery import answered

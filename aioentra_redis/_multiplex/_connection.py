@@ -26,7 +26,6 @@ from .._events import (
     TokenState,
 )
 from .._lifecycle import Home
-from .._redaction import again
 from .._redis_py import detach, dial, follows_a_master, is_observed, pool_endpoint
 from .._repeats import Repeats
 from .._servers import Server, server_of
@@ -38,6 +37,7 @@ from ..errors import (
     SignInRefusedError,
     TokenError,
 )
+from ._outage import Outage
 from ._reauth import Reauthenticator, keep_running
 from ._session import Session
 
@@ -96,9 +96,7 @@ class MultiplexedConnection:
         self._home = Home("the client")
         self._sessions: dict[Session, Supervised | None] = {}
         self._connecting: Supervised | None = None
-        self._outage: asyncio.Future[None] | None = None
-        self._waiting = 0
-        self._demand = asyncio.Event()
+        self._outage = Outage()
         self._refusing: Server | None = None
         """The server that refuses tokens, as long as it is not to be asked again."""
         self._was_connected = False
@@ -189,17 +187,9 @@ class MultiplexedConnection:
             if source is not None:
                 await source.get()  # at once; asks for a newer token if this one's time is up
             raise refusing.held_back()
-        if self._outage is None:
-            self._outage = asyncio.get_running_loop().create_future()
+        over = self._outage.begin()
         self._reconnect()
-        self._waiting += 1
-        self._demand.set()
-        try:
-            await asyncio.shield(self._outage)
-        except Exception as exc:
-            raise again(exc) from exc.__cause__
-        finally:
-            self._waiting -= 1
+        await self._outage.wait(over)
 
     # -- connecting ------------------------------------------------------------------------------
 
@@ -233,13 +223,13 @@ class MultiplexedConnection:
             )
             self._tell(error)
             if not self._was_connected or isinstance(error, LifecycleError):
-                self._end_outage(error)
+                self._outage.end(error)
                 return True
             if isinstance(error, SignInRefusedError) and error.retry_in is not None:
                 assert self.source is not None
                 self._refusing = server_of(self.source, error.where)
             if isinstance(error, TokenError) or self._refusing is not None:
-                self._end_outage(error)  # waiting would not help: say so at once
+                self._outage.end(error)  # waiting would not help: say so at once
             return False
         if self.session is None:
             self._install(session)
@@ -249,17 +239,14 @@ class MultiplexedConnection:
 
     async def _held_back(self, server: Server) -> None:
         """Wait until ``server`` may be asked again; who needs it meanwhile hears why not yet."""
-        stop_listening = server.listen(self._demand.set)
+        stop_listening = server.listen(self._outage.demand)
         try:
             while not self._may_ask(server):
-                self._demand.clear()
                 left = server.next_look() - asyncio.get_running_loop().time()
-                with contextlib.suppress(TimeoutError):
-                    # In slices: a newer token is tried at once.
-                    async with asyncio.timeout(min(DEMAND_DELAY, max(left, 0.001))):
-                        await self._demand.wait()
+                # In slices: a newer token is tried at once.
+                await self._outage.demanded(min(DEMAND_DELAY, max(left, 0.001)))
                 if not self._may_ask(server):
-                    self._end_outage(server.held_back())
+                    self._outage.end(server.held_back())
         finally:
             stop_listening()
         self._refusing = None
@@ -271,11 +258,8 @@ class MultiplexedConnection:
     async def _pause(self, delay: float) -> None:
         delay *= random.uniform(0.5, 1)
         await asyncio.sleep(min(delay, DEMAND_DELAY))
-        if delay > DEMAND_DELAY and not self._waiting:
-            self._demand.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay - DEMAND_DELAY):
-                    await self._demand.wait()
+        if delay > DEMAND_DELAY and not self._outage.waiting:
+            await self._outage.demanded(delay - DEMAND_DELAY)
 
     async def _dial(self) -> Session:
         pool = self._pool()
@@ -316,9 +300,7 @@ class MultiplexedConnection:
         self._was_connected = True
         self._repeats.over()
         self._refusing = None
-        if self._outage is not None and not self._outage.done():
-            self._outage.set_result(None)
-        self._outage = None
+        self._outage.end()
 
     def _use(self, session: Session | None) -> None:
         self.session = session
@@ -333,13 +315,6 @@ class MultiplexedConnection:
         now = asyncio.get_running_loop().time()
         level = self._repeats.level(logging.WARNING, type(error), now)
         logger.log(level, "no connection to %s:%d: %s", self.host, self.port, error)
-
-    def _end_outage(self, error: Exception) -> None:
-        """Tell everybody who waits for a connection that there will be none."""
-        outage, self._outage = self._outage, None
-        if outage is not None and not outage.done():
-            outage.set_exception(error)
-            outage.exception()  # nobody may be waiting; that is no reason to complain
 
     async def _replace(self, old: Session, reason: str) -> None:
         """Open a session beside ``old``, let it take over, and let ``old`` drain.
@@ -413,7 +388,7 @@ class MultiplexedConnection:
         sessions = self._abandon_sessions()
         if not inuse:
             return
-        if self._connecting is not None and not self._waiting:
+        if self._connecting is not None and not self._outage.waiting:
             self._connecting.stop()
             self._connecting = None
         for session in sessions:
@@ -462,7 +437,7 @@ class MultiplexedConnection:
     async def _close(self) -> None:
         running = [*self._sessions.values(), self._connecting]
         tasks = [each.stop() for each in running if each is not None]
-        self._end_outage(ClosedError(f"the client of {self.host} was closed meanwhile"))
+        self._outage.end(ClosedError(f"the client of {self.host} was closed meanwhile"))
         if ending := [task for task in tasks if task is not None]:
             await asyncio.wait(ending)
         sessions = list(self._sessions)

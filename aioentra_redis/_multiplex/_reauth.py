@@ -11,13 +11,11 @@ the connection.
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 import math
 import random
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .._events import (
     AuthTrigger,
@@ -31,8 +29,6 @@ from .._repeats import Repeats
 from .._schedule import (
     AUTH_TIMEOUT,
     MAX_SLEEP,
-    probe_delay,
-    reauth_deadline,
     reauth_delay,
     reconcile_interval,
     slot_patience,
@@ -40,6 +36,7 @@ from .._schedule import (
 from .._servers import Attempt, is_refusal, server_of
 from .._supervision import Starter, Supervised
 from ..errors import ConnectionLostError, SignInRefusedError
+from ._rotation import UNANSWERED_AUTH, Probe, Rotation, replacement_patience, rotation_for
 
 if TYPE_CHECKING:
     from .._broadcast import Subscription
@@ -47,15 +44,9 @@ if TYPE_CHECKING:
     from .._token import Token
     from ._ledger import Ledger
 
-__all__ = ["Reauthenticator", "Rotation", "keep_running"]
+__all__ = ["Reauthenticator", "keep_running"]
 
 logger = logging.getLogger("aioentra_redis.reauth")
-
-SLOW_AUTH: Final = 0.25
-"""Seconds; where the last AUTH or handshake took longer, the next rotation is make-before-break."""
-
-UNANSWERED_AUTH: Final = 1.0
-"""Seconds after which a replacement is begun beside an AUTH that has no answer yet."""
 
 
 class AuthenticatedConnection(Protocol):
@@ -87,45 +78,6 @@ class Replacer(Protocol):
     """
 
     async def __call__(self, old: Any, reason: str) -> None: ...
-
-
-class Rotation(enum.Enum):
-    """The two ways to give a connection a newer token."""
-
-    IN_PLACE = "in place"
-    MAKE_BEFORE_BREAK = "make before break"
-
-
-def rotation_for(latency: float) -> Rotation:
-    """Which way to go, from how long the server took to validate the last token."""
-    return Rotation.MAKE_BEFORE_BREAK if latency > SLOW_AUTH else Rotation.IN_PLACE
-
-
-def replacement_patience(held: Token, now: float) -> float:
-    """Seconds for which a replacement is tried for before AUTH goes in place after all.
-
-    Half of the time that is left to the held token's deadline; but no less than a slow server may
-    take for one AUTH, as long as the token lives to see it: in place, that AUTH would be as slow
-    and hold up every command.
-    """
-    to_deadline = (reauth_deadline(held) - now) / 2
-    to_expiry = (held.expires_on - now) * 2 / 3
-    return max(to_deadline, min(AUTH_TIMEOUT, to_expiry), UNANSWERED_AUTH)
-
-
-@dataclass(slots=True)
-class Probe:
-    """When to try again what failed on one connection; refusals are the breaker's matter."""
-
-    delay: float | None = None
-    failures: int = 0
-
-    def failed(self) -> None:
-        self.failures += 1
-        self.delay = probe_delay(self.failures)
-
-    def accepted(self) -> None:
-        self.delay, self.failures = None, 0
 
 
 class Reauthenticator:

@@ -3,201 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import itertools
-from collections.abc import Callable
-from typing import Any
 
 import pytest
-from redis.exceptions import AuthenticationError
+from support.reauth_stage import Stage, after, now, refused
 from support.token_fakes import EPOCH
 
 from aioentra_redis import _schedule
-from aioentra_redis._broadcast import Broadcast, Subscription
 from aioentra_redis._events import (
     ConnectionState,
-    Event,
-    EventHub,
     Reauthenticated,
     ReauthenticationFailed,
-    RefreshFailed,
-    TokenState,
 )
 from aioentra_redis._multiplex import _reauth
-from aioentra_redis._multiplex._ledger import TRANSITIONS, Ledger
-from aioentra_redis._multiplex._reauth import (
-    AUTH_TIMEOUT,
-    Probe,
-    Reauthenticator,
-    Rotation,
-    rotation_for,
-)
-from aioentra_redis._servers import Servers
-from aioentra_redis._token import Token
-from aioentra_redis.errors import ConnectionLostError
+from aioentra_redis._multiplex._reauth import AUTH_TIMEOUT
 
 pytestmark = pytest.mark.looptime
 
 S = ConnectionState
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
-
-
-def token(version: int, *, life: float = 10.0) -> Token:
-    """A token that is issued now."""
-    at = EPOCH + (now() if asyncio._get_running_loop() else 0.0)
-    return Token(
-        f"secret-{version}",
-        username="u",
-        expires_on=at + life,
-        issued_on=at,
-        first_seen=at,
-        version=version,
-    )
-
-
-class Source:
-    """A token source without a credential."""
-
-    def __init__(self) -> None:
-        self.broadcast = Broadcast()
-        self._servers = Servers(8, lambda event: None)
-
-    @property
-    def current(self) -> Token | None:
-        return self.broadcast.current
-
-    def subscribe(self, after: int | None = None) -> Subscription:
-        return self.broadcast.subscribe(after)
-
-    def now(self, _token: object = None) -> float:
-        return EPOCH + now()
-
-
-class Connection:
-    """A connection whose AUTHs the test answers, and which the test replaces or ends."""
-
-    name = "connection-1"
-    host = "peer"
-    closed = False
-    held_up = False
-    paces_itself = False
-
-    def withdraw_auth(self) -> None: ...
-
-    def __init__(self, held: Token, latency: float = 0.01) -> None:
-        self.ledger = Ledger(self.name, held, latency)
-        self.auths: list[tuple[float, Token, asyncio.Future[Any]]] = []
-        self.answer: Callable[[asyncio.Future[Any]], Any] = lambda future: None
-
-    def authenticate(self, token: Token) -> asyncio.Future[Any]:
-        if self.closed:
-            raise ConnectionLostError("closed")
-        future = asyncio.get_running_loop().create_future()
-        self.auths.append((now(), token, future))
-        self.answer(future)
-        return future
-
-    @property
-    def versions(self) -> list[int]:
-        return [token.version for _, token, _ in self.auths]
-
-    @property
-    def times(self) -> list[float]:
-        return [round(at, 2) for at, _, _ in self.auths]
-
-    def lose(self) -> None:
-        self.closed = True
-        self.ledger.close()
-        for _, _, future in self.auths:
-            if not future.done():
-                future.set_exception(ConnectionLostError("lost"))
-
-
-def after(seconds: float, value: Any = b"OK") -> Callable[[asyncio.Future[Any]], Any]:
-    """An answer that comes that much later."""
-
-    def answer(future: asyncio.Future[Any]) -> None:
-        def give() -> None:
-            if future.done():
-                return
-            if isinstance(value, Exception):
-                future.set_exception(value)
-            else:
-                future.set_result(value)
-
-        asyncio.get_running_loop().call_later(seconds, give)
-
-    return answer
-
-
-refused = AuthenticationError("WRONGPASS invalid username-password pair")
-
-
-class Stage:
-    """One connection with its task, the source and the events."""
-
-    def __init__(self, latency: float = 0.01, life: float = 10.0) -> None:
-        self.source = Source()
-        self.source.broadcast.publish(token(1, life=life))
-        assert self.source.current is not None
-        self.connection = Connection(self.source.current, latency)
-        self.ledger = self.connection.ledger
-        self.events: list[Event] = []
-        self.hub = EventHub()
-        self.hub.listen(self.events.append)
-        self.replacements: list[float] = []
-        self.cancelled_replacements = 0
-        self.replacing: Callable[[], Any] = self.no_replacement
-        self.task: asyncio.Task[None] | None = None
-
-    async def no_replacement(self) -> None:
-        raise OSError("no route")
-
-    def takes(self, seconds: float) -> Callable[[], Any]:
-        """A replacement that takes over after that many seconds."""
-
-        async def replace() -> None:
-            await asyncio.sleep(seconds)
-            self.ledger.move_to(S.DRAINING)
-
-        return replace
-
-    async def _replace(self, old: Any, reason: str) -> None:
-        assert old is self.connection
-        self.replacements.append(round(now(), 2))
-        try:
-            await self.replacing()
-        except asyncio.CancelledError:
-            self.cancelled_replacements += 1
-            raise
-
-    def start(self, only: Rotation | None = None) -> None:
-        reauthenticator = Reauthenticator(
-            self.connection,
-            self.source,
-            replace=self._replace,
-            hub=self.hub,  # type: ignore[arg-type]
-            only=only,
-        )
-        self.task = asyncio.get_running_loop().create_task(reauthenticator.run())
-
-    def publish(self, version: int, *, life: float = 10.0) -> Token:
-        new = token(version, life=life)
-        self.source.broadcast.publish(new)
-        return new
-
-    def fail_to_refresh(self) -> None:
-        failure = RefreshFailed("s", OSError(), 3, 1.0, TokenState.DEGRADED)
-        self.source.broadcast.publish_error(failure)
-
-    async def stop(self) -> None:
-        if self.task is not None:
-            self.task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.task
 
 
 @pytest.fixture
@@ -210,70 +32,6 @@ async def stage(monkeypatch):
     await asyncio.sleep(0)
     yield made
     await made.stop()
-
-
-# -------------------------------------------------------------------------------------- table
-
-
-ALLOWED = {
-    (S.AUTHENTICATED, S.REAUTHENTICATING),
-    (S.AUTHENTICATED, S.STALE),
-    (S.AUTHENTICATED, S.DRAINING),
-    (S.AUTHENTICATED, S.CLOSED),
-    (S.REAUTHENTICATING, S.AUTHENTICATED),
-    (S.REAUTHENTICATING, S.STALE),
-    (S.REAUTHENTICATING, S.DRAINING),
-    (S.REAUTHENTICATING, S.CLOSED),
-    (S.STALE, S.AUTHENTICATED),
-    (S.STALE, S.REAUTHENTICATING),
-    (S.STALE, S.DRAINING),
-    (S.STALE, S.CLOSED),
-    (S.DRAINING, S.CLOSED),
-}
-
-
-@pytest.mark.parametrize(("old", "new"), list(itertools.product(S, S)))
-def test_every_transition(old: ConnectionState, new: ConnectionState):
-    ledger = Ledger("connection-1", None, 0.0)
-    ledger.state = old
-    assert (new in TRANSITIONS[old]) is ((old, new) in ALLOWED)
-    if (old, new) in ALLOWED:
-        ledger.move_to(new)
-        assert ledger.state is new
-    else:
-        with pytest.raises(RuntimeError, match=r"connection-1 can't go from"):
-            ledger.move_to(new)
-        assert ledger.state is old
-
-
-def test_closing_a_ledger_twice():
-    ledger = Ledger("connection-1", None, 0.0)
-    ledger.close()
-    ledger.close()
-    assert ledger.state is S.CLOSED
-    status = ledger.status(host="h", in_flight=3)
-    assert (status.token_version, status.token_expires_on, status.last_auth_at) == (None,) * 3
-    assert status.in_flight == 3
-
-
-@pytest.mark.parametrize(
-    ("latency", "way"),
-    [(0.0, Rotation.IN_PLACE), (0.25, Rotation.IN_PLACE), (0.26, Rotation.MAKE_BEFORE_BREAK)],
-)
-def test_the_way_follows_from_the_last_latency(latency: float, way: Rotation):
-    assert rotation_for(latency) is way
-
-
-def test_probes_are_doubled_between_their_bounds():
-    probe, delays = Probe(), []
-    for _ in range(7):
-        probe.failed()
-        delays.append(probe.delay)
-    assert delays == [1, 2, 4, 8, 16, 30, 30]
-    probe.accepted()
-    assert probe.delay is None
-    probe.failed()
-    assert probe.delay == 1
 
 
 # ----------------------------------------------------------------------------------- in place
@@ -519,50 +277,6 @@ async def test_a_newer_token_is_tried_at_once(stage: Stage, monkeypatch):
     assert stage.ledger.state is S.AUTHENTICATED
 
 
-# --------------------------------------------------------------------------- make before break
-
-
-async def test_after_a_slow_answer_the_next_rotation_is_make_before_break(stage: Stage):
-    stage.connection.answer = after(0.3)
-    stage.publish(2)
-    await asyncio.sleep(1)
-    stage.replacing = stage.takes(2.0)
-    stage.publish(3)
-    await asyncio.sleep(2.5)
-    assert stage.connection.versions == [2], "no AUTH in the FIFO of a slow server"
-    assert stage.replacements == [1.0]
-    assert stage.ledger.state is S.DRAINING
-    assert stage.task is not None
-    assert stage.task.done()
-
-
-@pytest.mark.parametrize("replacement", ["fails", "hangs"])
-async def test_where_no_replacement_can_be_had_auth_goes_in_place_before_the_deadline(
-    monkeypatch, replacement: str
-):
-    monkeypatch.setattr(_reauth, "reauth_delay", lambda held, now: 0.0)
-    stage = Stage(latency=2.0, life=1000)
-    if replacement == "hangs":
-        stage.replacing = stage.takes(1e6)
-    stage.start()
-    await asyncio.sleep(500)
-    stage.connection.answer = after(0.5)
-    stage.publish(2, life=1000)
-    deadline = 1000 - 180
-    await asyncio.sleep(deadline - 500)
-    assert stage.connection.versions == [2]
-    (at,) = stage.connection.times
-    assert 500 + 100 <= at <= 500 + (deadline - 500) / 2 + 1
-    assert stage.ledger.state is S.AUTHENTICATED
-    if replacement == "fails":
-        gaps = [b - a for a, b in itertools.pairwise(stage.replacements)]
-        assert max(gaps) <= 5.01
-        assert gaps[0] <= 0.11
-    else:
-        assert stage.cancelled_replacements == 1
-    await stage.stop()
-
-
 # ------------------------------------------------------------------------------------- the end
 
 
@@ -653,73 +367,3 @@ async def test_no_event_and_no_log_shows_the_token(stage: Stage, caplog):
     await asyncio.sleep(2)
     assert "secret-2" not in caplog.text + repr(stage.events)
     assert "AUTH with token version 2 failed, going on with the former token" in caplog.text
-
-
-# ------------------------------------------------------------------------------------ one way
-
-
-@pytest.fixture
-async def committed(monkeypatch):
-    """A stage whose connection has one way only: ``committed(way, latency)``."""
-    monkeypatch.setattr(_reauth, "reauth_delay", lambda held, now: 0.0)
-    made: list[Stage] = []
-
-    def start(only: Rotation, latency: float) -> Stage:
-        made.append(Stage(latency))
-        made[-1].start(only)
-        return made[-1]
-
-    yield start
-    for each in made:
-        await each.stop()
-
-
-async def test_where_it_must_be_in_place_slowness_changes_nothing(committed):
-    slow = committed(Rotation.IN_PLACE, 5.0)
-    slow.connection.answer = after(12.0)
-    slow.publish(2, life=60.0)
-    await asyncio.sleep(12.5)
-    assert slow.replacements == []
-    assert slow.ledger.state is S.AUTHENTICATED
-    assert slow.ledger.token.version == 2
-
-
-async def test_where_it_must_be_in_place_silence_leaves_it_stale(committed):
-    silent = committed(Rotation.IN_PLACE, 0.0)
-    silent.publish(2, life=60.0)
-    await asyncio.sleep(14.9)
-    assert silent.ledger.state is S.REAUTHENTICATING
-    await asyncio.sleep(0.2)
-    assert silent.ledger.state is S.STALE
-    assert silent.replacements == []
-
-
-async def test_an_answer_that_its_owner_does_not_read_is_not_late(committed):
-    busy = committed(Rotation.IN_PLACE, 0.0)
-    busy.connection.held_up = True
-    busy.publish(2, life=3600.0)
-    await asyncio.sleep(292)
-    assert busy.ledger.state is S.REAUTHENTICATING
-    busy.connection.held_up = False
-    await asyncio.sleep(8.5)
-    assert busy.ledger.state is S.STALE
-
-
-async def test_where_no_auth_is_taken_a_replacement_comes(committed):
-    subscriber = committed(Rotation.MAKE_BEFORE_BREAK, 0.0)
-    subscriber.replacing = subscriber.takes(0.1)
-    subscriber.publish(2)
-    await asyncio.sleep(0.2)
-    assert subscriber.ledger.state is S.DRAINING
-    assert subscriber.connection.auths == []
-
-
-async def test_where_no_auth_is_taken_and_no_replacement_comes_it_is_tried_again(committed):
-    subscriber = committed(Rotation.MAKE_BEFORE_BREAK, 0.0)
-    subscriber.publish(2, life=60.0)
-    await asyncio.sleep(30.0)
-    assert subscriber.ledger.state is S.STALE
-    assert subscriber.connection.auths == []
-    subscriber.replacing = subscriber.takes(0.1)
-    await asyncio.sleep(30.0)
-    assert subscriber.ledger.state is S.DRAINING

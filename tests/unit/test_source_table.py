@@ -22,8 +22,8 @@ from aioentra_redis._events import (
     TokenState,
     TokenStateChanged,
 )
-from aioentra_redis._refresher import TRANSITIONS
 from aioentra_redis._source import TokenSource
+from aioentra_redis._token_states import TRANSITIONS
 from aioentra_redis.errors import (
     ConfigurationError,
     TokenAcquisitionError,
