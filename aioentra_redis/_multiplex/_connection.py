@@ -186,7 +186,9 @@ class MultiplexedConnection:
             self._reconnect()
             if source is not None:
                 await source.get()  # at once; asks for a newer token if this one's time is up
-            raise refusing.held_back()
+            if not self._may_ask(refusing):  # else things have changed meanwhile
+                raise refusing.held_back()
+            return
         over = self._outage.begin()
         self._reconnect()
         await self._outage.wait(over)

@@ -24,7 +24,7 @@ from aioentra_redis import (
 )
 from aioentra_redis._breaker import TRANSITIONS, Breaker, BreakerState
 from aioentra_redis._schedule import AUTH_TIMEOUT, probe_delay
-from aioentra_redis._servers import Servers, is_refusal
+from aioentra_redis._servers import Servers, is_refusal, server_of
 from aioentra_redis._token import Token
 
 pytestmark = pytest.mark.looptime
@@ -327,6 +327,30 @@ async def test_those_who_wait_for_the_probe_get_what_it_brings(place: Place):
     assert len(place.peer.open) == 21
     for each in connections:
         await pool.release(each)
+
+
+async def test_who_asks_for_a_newer_token_meanwhile_is_told_nothing_of_the_past(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+):
+    client = place.client()
+    await client.ping()
+    refuse(place)
+    place.peer.cut()
+    for _ in range(3):
+        with pytest.raises(SignInRefusedError):
+            await client.ping()
+        await asyncio.sleep(0.1)
+    server = server_of(place.source, "localhost:6379")
+    get = place.source.get
+
+    async def meanwhile() -> Token:
+        if not server.is_closed:
+            accept(place)
+            server.begin(token_of(9)).accepted()
+        return await get()
+
+    monkeypatch.setattr(place.source, "get", meanwhile)
+    assert await client.ping()
 
 
 # ------------------------------------------------------------------- probes that end without a word
