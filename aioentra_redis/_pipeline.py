@@ -57,6 +57,12 @@ written when this one is answered: what others send in between does not wait for
 _MULTI: Final = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC: Final = b"*1\r\n$4\r\nEXEC\r\n"
 
+_ABOUT_WATCHING: Final = frozenset(("WATCH", "UNWATCH"))
+"""They end with their connection, so losing their answer loses nothing."""
+
+_LOSSES: Final = (redis_exceptions.WatchError, redis_exceptions.ConnectionError)
+"""How redis-py tells of a lost connection, the one while it watches, the other else."""
+
 Command = tuple[tuple[Any, ...], dict[str, Any]]
 """What redis-py keeps of a queued command: its words and the options of its reply."""
 
@@ -121,7 +127,14 @@ class EntraPipeline(Pipeline):
         self._client._check_open()
         if self._client._route(args) is not Route.SHARED:
             self._may_be_shared(args, immediate=True)
-        return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        await self._settled()
+        self._lost_in_flight = None
+        try:
+            return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        except _LOSSES as exc:
+            words = command_words(args)
+            harmless = is_read_only(words) or words.partition(" ")[0] in _ABOUT_WATCHING
+            raise self._explained_loss(exc, words, harmless) from exc.__cause__
 
     async def reset(self) -> None:  # type: ignore[override]
         """Forget what was queued, and return the connection; cancelling it does not stop it.
@@ -143,6 +156,14 @@ class EntraPipeline(Pipeline):
     def _was_reset(self, _: asyncio.Future[None]) -> None:
         self._resetting = None
 
+    async def _settled(self) -> None:
+        """Wait for a reset that goes on although its caller was cancelled: it uses the connection.
+
+        Cancelling it is safe.
+        """
+        if self._resetting is not None:
+            await asyncio.wait({self._resetting})
+
     async def load_scripts(self) -> None:
         """Make sure that the server knows the scripts that are about to be run."""
         scripts = list(self.scripts)
@@ -154,22 +175,45 @@ class EntraPipeline(Pipeline):
     async def _on_a_connection_of_its_own(
         self, stack: Sequence[Command], repeatable: bool, raise_on_error: bool
     ) -> list[Any]:
-        """redis-py's own way; its WatchError, which invites to repeat, is not for every loss."""
+        """redis-py's own way, with our errors for a loss."""
         self._lost_in_flight = None
+        in_transaction = self.is_transaction or self.explicit_transaction
         try:
             # Whoever has wrapped redis-py's has been led through already.
             return list(await unwrapped(Pipeline, "execute")(self, raise_on_error))
-        except redis_exceptions.WatchError as exc:
-            lost = self._lost_in_flight
-            if lost is None or repeatable or pool_retry(self.connection_pool) is not None:
-                raise
-            raise maybe_executed(f"a transaction of {len(stack)} commands", lost) from exc
+        except _LOSSES as exc:
+            kind = "transaction" if in_transaction else "pipeline"
+            name = f"a {kind} of {len(stack)} commands"
+            raise self._explained_loss(exc, name, repeatable) from exc.__cause__
+
+    def _explained_loss(
+        self, error: redis_exceptions.RedisError, name: str, repeatable: bool
+    ) -> redis_exceptions.RedisError:
+        """The error for what ended in ``error``: redis-py's WatchError invites to repeat it."""
+        lost = self._lost_in_flight
+        if lost is None or repeatable:
+            return error
+        wanted = pool_retry(self.connection_pool) is not None
+        if wanted and isinstance(error, redis_exceptions.WatchError):
+            return error
+        return maybe_executed(name, lost)
+
+    # What redis-py calls with the connection in hand, which it replaces before it raises.
+
+    async def _send_command_parse_response(self, conn: Any, *args: Any, **options: Any) -> Any:
+        way = super()._send_command_parse_response
+        return await self._noting_loss(conn, way(conn, *args, **options))  # type: ignore[no-untyped-call]
 
     async def _execute_transaction(self, connection: Any, *args: Any) -> Any:
-        """What redis-py calls with the connection in hand, which it replaces before it raises."""
+        return await self._noting_loss(connection, super()._execute_transaction(connection, *args))
+
+    async def _execute_pipeline(self, connection: Any, *args: Any) -> Any:
+        return await self._noting_loss(connection, super()._execute_pipeline(connection, *args))
+
+    async def _noting_loss(self, connection: Any, attempt: Awaitable[Any]) -> Any:
         had_ended = has_ended(connection)  # nothing of what is written now arrives
         try:
-            return await super()._execute_transaction(connection, *args)
+            return await attempt
         except redis_exceptions.RedisError as exc:
             if not had_ended and was_lost_in_flight(connection, exc):
                 self._lost_in_flight = exc
@@ -199,6 +243,8 @@ class EntraPipeline(Pipeline):
         if not stack and not self.watching:
             return []
         self._client._check_open()
+        if self._resetting is not None:
+            await self._settled()
         if self.scripts:
             await self.load_scripts()
         try:

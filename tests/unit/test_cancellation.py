@@ -381,3 +381,25 @@ async def test_at_each_suspension(
         await stage.all_is_well()
 
     assert await sweep(run, moment) > 0
+
+
+async def test_a_pipeline_that_is_used_again_waits_for_its_reset_that_was_cancelled():
+    """Its connection is in the middle of UNWATCH: a second reader would be one too many."""
+    place = Place()
+    place.peer.script.update(
+        WATCH=lambda *_: OK, UNWATCH=lambda *_: [1, OK], GET=lambda *_: b"$1\r\n1\r\n"
+    )
+    pipe = place.client().pipeline()
+    await pipe.watch("k")
+    resetting = asyncio.ensure_future(pipe.reset())
+    await asyncio.sleep(0.1)
+    resetting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await resetting
+    await pipe.watch("other")
+    assert await pipe.get("k") == b"1"
+    names = [words[0] for words in place.peer.commands]
+    assert names.index(b"UNWATCH") < names.index(b"GET")
+    assert len(place.peer.seen("WATCH")) == 2
+    await pipe.reset()
+    await place.close()

@@ -1,4 +1,4 @@
-"""A connection that ends under WATCH and EXEC: WatchError would say that nothing was executed."""
+"""A dedicated connection that ends under a pipeline: WatchError would invite to repeat it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
+import redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import WatchError
+from redis.exceptions import ConnectionError, WatchError
 from support.pooled import Place
 from support.scripted_peer import CUT, OK
 
@@ -85,3 +86,52 @@ async def test_a_change_by_somebody_else_is_a_watch_error_as_ever(place: Place):
     place.peer.script["EXEC"] = [b"_\r\n"]
     with pytest.raises(WatchError, match="changed"):
         await watched(place, "SET")
+
+
+async def test_a_write_between_watch_and_multi_may_have_run(place: Place):
+    place.peer.script["SET"] = lambda *_: CUT
+
+    async def change(pipe: Any) -> None:
+        await pipe.set("k", "2")
+
+    with pytest.raises(MaybeExecutedError, match=r"SET had been sent"):
+        await place.client().transaction(change, "k")
+    assert len(place.peer.seen("SET")) == 1
+
+
+@pytest.mark.parametrize("command", ["GET", "WATCH"])
+async def test_what_changes_nothing_between_watch_and_multi_may_be_repeated(
+    place: Place, command: str
+):
+    async with place.client().pipeline() as pipe:
+        await pipe.watch("k")
+        place.peer.script[command] = lambda *_: CUT
+        with pytest.raises(WatchError, match="occurred"):
+            await pipe.execute_command(command, "k")
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+@pytest.mark.parametrize("options", [{}, {"retry": Retry(NoBackoff(), 1)}])
+async def test_a_pipeline_with_a_blocking_command_may_have_run(
+    place: Place, transaction: bool, options: dict[str, Any]
+):
+    queued = b"+QUEUED\r\n" if transaction else OK
+    place.peer.script.update(SET=lambda *_: queued, BLPOP=lambda *_: queued if transaction else CUT)
+    async with place.client(place.pool(**options)).pipeline(transaction=transaction) as pipe:
+        pipe.set("k", "2")
+        pipe.blpop(["q"], timeout=1)
+        with pytest.raises(MaybeExecutedError, match="of 2 commands had been sent"):
+            await pipe.execute()
+    # redis-py 5 wants retry_on_error=, too.
+    repeated = bool(options) and not redis.__version__.startswith("5.")
+    assert len(place.peer.seen("SET")) == 1 + repeated
+
+
+async def test_a_pipeline_that_no_connection_could_be_had_for_has_not_run(place: Place):
+    client = place.client(place.pool(max_connections=1))
+    async with client.pipeline() as holds, client.pipeline() as pipe:
+        await holds.watch("k")
+        pipe.blpop(["q"], timeout=1)
+        with pytest.raises(ConnectionError) as caught:
+            await pipe.execute()
+    assert not isinstance(caught.value, MaybeExecutedError)
