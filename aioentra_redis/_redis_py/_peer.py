@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ssl
 import threading
 from collections.abc import Hashable
@@ -85,7 +86,8 @@ def _settings(connection: SSLConnection) -> Hashable:
 def check_peer(connection: Any, tls: SharedTLS, *, allow_plaintext: bool) -> None:
     """Close ``connection``, and raise ``InsecureConnectionError``, where a token may not be sent.
 
-    That is in clear to another machine, or over TLS that is not sure of its peer.
+    That is in clear to another machine, or over TLS that is not sure of its peer. A connection that
+    has ended already is closed with ``ConnectionResetError``.
     """
     writer = connection._writer
     sealed = writer.get_extra_info("ssl_object")
@@ -106,11 +108,12 @@ def is_sealed(connection: Any) -> bool:
 
 
 def _check_plaintext(peer: object) -> None:
-    # The path of a Unix socket, or of one end of a pair, is a text; none is known of a connection
-    # that has been reset already.
+    if peer is None:  # known of every connection that has not been reset already
+        raise ConnectionResetError(errno.ECONNRESET, "the peer has reset the connection")
+    # The path of a Unix socket, or of one end of a pair, is a text.
     if isinstance(peer, (str, bytes)) or (isinstance(peer, tuple) and is_loopback(str(peer[0]))):
         return
-    where = peer[0] if isinstance(peer, tuple) else "a peer without an address"
+    where = peer[0] if isinstance(peer, tuple) else peer
     raise InsecureConnectionError(
         f"the plaintext connection reached {where}, which is not this machine; it was closed "
         "before the token was sent. Use rediss://"

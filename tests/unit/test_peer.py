@@ -24,7 +24,6 @@ from aioentra_redis.errors import InsecureConnectionError
         (("::ffff:10.0.0.1", 6379, 0, 0), False),
         (("0.0.0.0", 6379), False),
         (("localhost.example", 6379), False),
-        (None, False),
         ("/run/redis.sock", True),
         ("", True),
         (b"\0abstract", True),
@@ -45,6 +44,18 @@ async def test_plaintext_is_for_this_machine(peer: object, local: bool) -> None:
         assert not connection.is_connected
         assert server.connections[0].commands == []
     await connection.disconnect(nowait=True)
+
+
+async def test_a_connection_that_was_reset_at_once_is_no_matter_of_security() -> None:
+    """A server that restarts behind a proxy on this machine: its address is not known any more."""
+    server = Peer()
+    connection: Any = wired(server)(host="localhost")
+    await connection._connect()
+    connection._writer.transport._extra["peername"] = None
+    with pytest.raises(ConnectionResetError):
+        check_peer(connection, SharedTLS(allow_insecure=False), allow_plaintext=False)
+    assert not connection.is_connected
+    assert server.connections[0].commands == []
 
 
 async def test_connections_with_the_same_options_share_a_context_and_others_do_not(
