@@ -78,6 +78,12 @@ class Veiled(str):
     def __repr__(self) -> str:
         return "'**********'"
 
+    def __copy__(self) -> Veiled:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Veiled:
+        return self
+
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a secret can't be pickled")
 

@@ -166,6 +166,7 @@ class SubscriberSession(Ending):
             cause = ConnectionLostError(f"writing to {self.host} failed: {exc}")
             cause.__cause__ = without_tracebacks(exc)
             self._end(cause)
+            packed = b""  # an AUTH maybe, and tracebacks with locals show this frame
             raise self._loss(written=False) from None
         self.regulate()
 

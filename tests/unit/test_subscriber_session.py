@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import traceback
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -407,3 +409,18 @@ async def test_a_refusal_is_read_in_its_turn(stage):
     await turns()
     kinds = [type(item).__name__ for item in it.unread()]
     assert kinds == ["PushNotification", "NoPermissionError", "PushNotification"]
+
+
+async def test_an_auth_that_could_not_be_written_leaves_no_frame_with_the_token(
+    stage: Callable[..., Stage],
+):
+    it = stage()
+    it.wire.refuses = RuntimeError("the socket is closed")  # as uvloop says it
+    newest = token()
+    with pytest.raises(ConnectionLostError, match="writing to") as caught:
+        it.session.authenticate(newest)
+    shown = "".join(
+        traceback.TracebackException.from_exception(caught.value, capture_locals=True).format()
+    )
+    assert "authenticate" in shown
+    assert str(newest.secret) not in shown

@@ -184,6 +184,8 @@ def test_immutable():
     with pytest.raises(AttributeError, match="immutable"):
         del token.version
     assert copy.copy(token) is copy.deepcopy(token) is token
+    raw = token.secret
+    assert copy.copy(raw) is copy.deepcopy(raw) is raw
 
 
 @dataclasses.dataclass
