@@ -120,13 +120,13 @@ def patient_source(emulator: Emulator, **options: Any) -> TokenSource:
     return minted_source(emulator, believed=10, refresh_in=1, **options)
 
 
-async def until_refused(emulator: Emulator, count: int) -> None:
-    async with asyncio.timeout(10):
+async def until_refused(emulator: Emulator, count: int, *, within: float = 10) -> None:
+    async with asyncio.timeout(within):
         while sum(not each.accepted for each in (await emulator.log()).auths) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
-async def until_renewed(emulator: Emulator, count: int) -> None:
-    async with asyncio.timeout(10):
+async def until_renewed(emulator: Emulator, count: int, *, within: float = 10) -> None:
+    async with asyncio.timeout(within):
         while len((await emulator.log()).auths) < count:  # noqa: ASYNC110
             await asyncio.sleep(0.05)

@@ -92,11 +92,13 @@ async def auth_refused_for_a_while(
     until_healed: Callable[[], Any] | None = None,
     refresh_in: float = 1.0,
     believed: float = 10.0,
+    refusals_at_least: int = 8,
     **options: Any,
 ) -> dict[str, int]:
     """Every newer token is refused while the sessions' own are good: no command fails.
 
-    A newer token would come every ``refresh_in`` seconds.
+    A newer token would come every ``refresh_in`` seconds. The server takes tokens again after
+    ``until_healed`` and no fewer refusals than that.
     """
     witness = Witness()
     async with (
@@ -120,12 +122,13 @@ async def auth_refused_for_a_while(
         asked = len((await emulator.log()).tokens)
         if until_healed is not None:
             await until_healed()
-        await until_refused(emulator, 8)
+        await until_refused(emulator, refusals_at_least)
         refused = await refusals(emulator)
         asked = len((await emulator.log()).tokens) - asked
         await emulator.heal()
         healed = len((await emulator.log()).auths)
-        await until_renewed(emulator, healed + connections)
+        # Each looks again in half a minute, or when there is a newer token.
+        await until_renewed(emulator, healed + connections, within=10 + max(refresh_in, 30))
         await traffic.stop()
     assert (traffic.errors, traffic.wrong) == ([], [])
     log = await emulator.log()
