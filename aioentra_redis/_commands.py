@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from ._blocking import arrived, keeping_reply, wait_of, wait_on
 from ._held import HeldConnection
+from ._losses import alone
 from ._multiplex._connection import MultiplexedConnection
 from ._multiplex._routing import Route, command_words, remedy, route
 from ._plans import FINAL, Callbacks, Plan, awaited, plan_for
@@ -198,7 +199,7 @@ class Commands(Redis):
         """What redis-py calls with the connection in hand; a wait of any length is ours."""
         if (wait := wait_of(args)) is None:
             way = super()._send_command_parse_response
-            return await way(conn, command_name, *args, **options)  # type: ignore[no-untyped-call]
+            return await alone(conn, args, way(conn, command_name, *args, **options))  # type: ignore[no-untyped-call]
         reply = await wait_on(conn, wait, options)
         callback = self.response_callbacks.get(command_name)  # type: ignore[no-untyped-call]
         if callback is not None:

@@ -20,6 +20,7 @@ import redis.asyncio
 from redis import exceptions as redis_exceptions
 from redis.asyncio.client import Pipeline
 
+from ._losses import Flight, is_harmless
 from ._multiplex._connection import MultiplexedConnection
 from ._multiplex._engine import Packed
 from ._multiplex._routing import (
@@ -37,13 +38,11 @@ from ._redis_py import (
     NEVER_DECODE,
     Recording,
     command_options,
-    has_ended,
     is_observed,
     led_through,
     pool_retry,
     recording,
     unwrapped,
-    was_lost_in_flight,
 )
 from .errors import ClusterModeError, CommandRefusedError
 
@@ -57,11 +56,8 @@ written when this one is answered: what others send in between does not wait for
 _MULTI: Final = b"*1\r\n$5\r\nMULTI\r\n"
 _EXEC: Final = b"*1\r\n$4\r\nEXEC\r\n"
 
-_ABOUT_WATCHING: Final = frozenset(("WATCH", "UNWATCH"))
-"""They end with their connection, so losing their answer loses nothing."""
-
 _LOSSES: Final = (redis_exceptions.WatchError, redis_exceptions.ConnectionError)
-"""How redis-py tells of a lost connection, the one while it watches, the other else."""
+"""How redis-py tells of a lost connection: while it watches, and else."""
 
 Command = tuple[tuple[Any, ...], dict[str, Any]]
 """What redis-py keeps of a queued command: its words and the options of its reply."""
@@ -96,7 +92,7 @@ class EntraPipeline(Pipeline):
         self._client = client  # also keeps it from being collected, and so closed, meanwhile
         self._record: Recording | None = None
         self._resetting: asyncio.Future[None] | None = None
-        self._lost_in_flight: redis_exceptions.RedisError | None = None
+        self._flight = Flight()
 
     # -- queueing --------------------------------------------------------------------------------
 
@@ -128,13 +124,12 @@ class EntraPipeline(Pipeline):
         if self._client._route(args) is not Route.SHARED:
             self._may_be_shared(args, immediate=True)
         await self._settled()
-        self._lost_in_flight = None
+        self._flight = Flight()
         try:
             return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except _LOSSES as exc:
             words = command_words(args)
-            harmless = is_read_only(words) or words.partition(" ")[0] in _ABOUT_WATCHING
-            raise self._explained_loss(exc, words, harmless) from exc.__cause__
+            raise self._explained_loss(exc, words, is_harmless(words)) from exc.__cause__
 
     async def reset(self) -> None:  # type: ignore[override]
         """Forget what was queued, and return the connection; cancelling it does not stop it.
@@ -157,10 +152,7 @@ class EntraPipeline(Pipeline):
         self._resetting = None
 
     async def _settled(self) -> None:
-        """Wait for a reset that goes on although its caller was cancelled: it uses the connection.
-
-        Cancelling it is safe.
-        """
+        """Wait for a reset that goes on although its caller was cancelled."""
         if self._resetting is not None:
             await asyncio.wait({self._resetting})
 
@@ -176,21 +168,19 @@ class EntraPipeline(Pipeline):
         self, stack: Sequence[Command], repeatable: bool, raise_on_error: bool
     ) -> list[Any]:
         """redis-py's own way, with our errors for a loss."""
-        self._lost_in_flight = None
-        in_transaction = self.is_transaction or self.explicit_transaction
+        self._flight = Flight()
         try:
             # Whoever has wrapped redis-py's has been led through already.
             return list(await unwrapped(Pipeline, "execute")(self, raise_on_error))
         except _LOSSES as exc:
-            kind = "transaction" if in_transaction else "pipeline"
-            name = f"a {kind} of {len(stack)} commands"
+            name = f"a pipeline of {len(stack)} commands"
             raise self._explained_loss(exc, name, repeatable) from exc.__cause__
 
     def _explained_loss(
         self, error: redis_exceptions.RedisError, name: str, repeatable: bool
     ) -> redis_exceptions.RedisError:
         """The error for what ended in ``error``: redis-py's WatchError invites to repeat it."""
-        lost = self._lost_in_flight
+        lost = self._flight.lost
         if lost is None or repeatable:
             return error
         wanted = pool_retry(self.connection_pool) is not None
@@ -202,22 +192,13 @@ class EntraPipeline(Pipeline):
 
     async def _send_command_parse_response(self, conn: Any, *args: Any, **options: Any) -> Any:
         way = super()._send_command_parse_response
-        return await self._noting_loss(conn, way(conn, *args, **options))  # type: ignore[no-untyped-call]
+        return await self._flight.under(conn, way(conn, *args, **options))  # type: ignore[no-untyped-call]
 
     async def _execute_transaction(self, connection: Any, *args: Any) -> Any:
-        return await self._noting_loss(connection, super()._execute_transaction(connection, *args))
+        return await self._flight.under(connection, super()._execute_transaction(connection, *args))
 
     async def _execute_pipeline(self, connection: Any, *args: Any) -> Any:
-        return await self._noting_loss(connection, super()._execute_pipeline(connection, *args))
-
-    async def _noting_loss(self, connection: Any, attempt: Awaitable[Any]) -> Any:
-        had_ended = has_ended(connection)  # nothing of what is written now arrives
-        try:
-            return await attempt
-        except redis_exceptions.RedisError as exc:
-            if not had_ended and was_lost_in_flight(connection, exc):
-                self._lost_in_flight = exc
-            raise
+        return await self._flight.under(connection, super()._execute_pipeline(connection, *args))
 
     # -- executing -------------------------------------------------------------------------------
 
@@ -243,8 +224,7 @@ class EntraPipeline(Pipeline):
         if not stack and not self.watching:
             return []
         self._client._check_open()
-        if self._resetting is not None:
-            await self._settled()
+        await self._settled()
         if self.scripts:
             await self.load_scripts()
         try:

@@ -44,7 +44,7 @@ async def watched(place: Place, *commands: str, **options: Any) -> list[Any]:
 
 
 async def test_a_transaction_that_was_sent_may_have_run(place: Place):
-    with pytest.raises(MaybeExecutedError, match=r"transaction of 2 commands .* look before"):
+    with pytest.raises(MaybeExecutedError, match=r"pipeline of 2 commands .* look before"):
         await watched(place, "SET", "SET")
     assert len(place.peer.seen("EXEC")) == 1
 
@@ -134,4 +134,18 @@ async def test_a_pipeline_that_no_connection_could_be_had_for_has_not_run(place:
         pipe.blpop(["q"], timeout=1)
         with pytest.raises(ConnectionError) as caught:
             await pipe.execute()
+    assert not isinstance(caught.value, MaybeExecutedError)
+
+
+async def test_a_single_command_on_a_connection_of_its_own_may_have_run(place: Place):
+    place.peer.script.update({name: lambda *_: CUT for name in ("SET", "GET", "MY.WRITE")})
+    client = place.client(place.pool(), routes={"MY.WRITE": "dedicated"})
+    with pytest.raises(MaybeExecutedError, match=r"MY\.WRITE had been sent"):
+        await client.execute_command("MY.WRITE", "k")
+    assert len(place.peer.seen("MY.WRITE")) == 1
+    async with client.client() as own:
+        with pytest.raises(MaybeExecutedError, match="SET had been sent"):
+            await own.set("k", "2")
+        with pytest.raises(ConnectionError) as caught:
+            await own.get("k")
     assert not isinstance(caught.value, MaybeExecutedError)
