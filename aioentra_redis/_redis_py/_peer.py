@@ -40,7 +40,15 @@ class SharedTLS:
         self._contexts: dict[Hashable, ssl.SSLContext] = {}
 
     async def prepare(self, connection: SSLConnection) -> None:
-        """Give ``connection`` the shared context, which the first caller builds in a thread."""
+        """Give ``connection`` the shared context, which the first caller builds in a thread.
+
+        A context that its class brings, with a client certificate of the day, say, is left as it
+        is, and refused where it is weaker than the rules.
+        """
+        own = connection.ssl_context.context
+        if own is not None and not self.knows(own):
+            self.check(own, connection)
+            return
         key = _settings(connection)
         context = self._contexts.get(key)
         if context is None:
@@ -67,7 +75,7 @@ class SharedTLS:
 
     def knows(self, context: ssl.SSLContext) -> bool:
         """Whether ``context`` is one of the shared ones, which have been checked."""
-        return any(each is context for each in self._contexts.values())
+        return any(each is context for each in list(self._contexts.values()))  # threads add some
 
     def share(self, connection: SSLConnection, context: ssl.SSLContext) -> None:
         """Use ``context``, which has been checked, for connections with the same options."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
 import pytest
@@ -79,3 +80,34 @@ async def test_connections_with_the_same_options_share_a_context_and_others_do_n
     assert not tls.knows(made)
     tls.share(other, made)
     assert other.ssl_context.context is b.ssl_context.context, "the first one stays"
+
+
+class OwnContext(SSLConnection):
+    """Has put a context of its own where redis-py keeps the one that it makes."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__()
+        self.ssl_context.context = context
+
+
+async def test_a_context_that_a_connection_brings_is_its_own() -> None:
+    """Each may hold another client certificate, and none becomes what others connect with."""
+    tls = SharedTLS(allow_insecure=False)
+    first, second = (OwnContext(ssl.create_default_context()) for _ in range(2))
+    mine = [each.ssl_context.context for each in (first, second)]
+    usual = SSLConnection()
+    for each in (first, second, usual, first):
+        await tls.prepare(each)
+    assert [each.ssl_context.context for each in (first, second)] == mine
+    assert usual.ssl_context.context not in mine
+
+
+async def test_a_weak_context_that_a_connection_brings_is_refused_as_it_is() -> None:
+    weak = ssl.create_default_context()
+    weak.check_hostname = False
+    with pytest.raises(InsecureConnectionError, match="host name is not checked"):
+        await SharedTLS(allow_insecure=False).prepare(OwnContext(weak))
+    assert not weak.check_hostname
+    with pytest.warns(RuntimeWarning, match="host name is not checked"):
+        await SharedTLS(allow_insecure=True).prepare(OwnContext(weak))
+    assert not weak.check_hostname
