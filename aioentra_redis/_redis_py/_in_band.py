@@ -281,7 +281,8 @@ def has_ended(connection: Any) -> bool:
     Of a reset redis-py's own look before it hands out a connection says nothing; and where it
     expects maintenance notifications, redis-py 8 takes an end for one of them.
     """
-    reader, writer = connection._reader, connection._writer
+    # A stand-in of the user's may have neither.
+    reader, writer = getattr(connection, "_reader", None), getattr(connection, "_writer", None)
     if reader is None or writer is None:
         return False
     return bool(reader.at_eof() or reader.exception() is not None or writer.transport.is_closing())
