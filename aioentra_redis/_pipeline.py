@@ -20,6 +20,7 @@ import redis.asyncio
 from redis import exceptions as redis_exceptions
 from redis.asyncio.client import Pipeline
 
+from ._lease import ReturningPipeline
 from ._losses import Flight, is_harmless
 from ._multiplex._connection import MultiplexedConnection
 from ._multiplex._engine import Packed
@@ -78,7 +79,7 @@ class Client(Protocol):
     def set_response_callback(self, command: str, callback: Any) -> None: ...
 
 
-class EntraPipeline(Pipeline):
+class EntraPipeline(ReturningPipeline):
     """redis-py's ``Pipeline``, whose commands go on the client's shared connection.
 
     Use it as in redis-py. ``execute()`` that is cancelled before its write takes all commands
@@ -91,7 +92,6 @@ class EntraPipeline(Pipeline):
         super().__init__(client.connection_pool, client.response_callbacks, transaction, shard_hint)
         self._client = client  # also keeps it from being collected, and so closed, meanwhile
         self._record: Recording | None = None
-        self._resetting: asyncio.Future[None] | None = None
         self._flight = Flight()
 
     # -- queueing --------------------------------------------------------------------------------
@@ -123,38 +123,13 @@ class EntraPipeline(Pipeline):
         self._client._check_open()
         if self._client._route(args) is not Route.SHARED:
             self._may_be_shared(args, immediate=True)
-        await self._settled()
+        await self.settled()
         self._flight = Flight()
         try:
             return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except _LOSSES as exc:
             words = command_words(args)
             raise self._explained_loss(exc, words, is_harmless(words)) from exc.__cause__
-
-    async def reset(self) -> None:  # type: ignore[override]
-        """Forget what was queued, and return the connection; cancelling it does not stop it.
-
-        redis-py's own, when cancelled, may keep the connection leased for ever; from 8 on when
-        cancelled twice.
-        """
-        if self._resetting is None:
-            if not getattr(self.connection, "is_connected", True):
-                self.watching = False  # to say UNWATCH redis-py would connect anew
-            resetting: Any = super().reset()  # type: ignore[no-untyped-call]
-            if self.connection is None:
-                await resetting
-                return
-            self._resetting = asyncio.ensure_future(resetting)
-            self._resetting.add_done_callback(self._was_reset)
-        await asyncio.shield(self._resetting)
-
-    def _was_reset(self, _: asyncio.Future[None]) -> None:
-        self._resetting = None
-
-    async def _settled(self) -> None:
-        """Wait for a reset that goes on although its caller was cancelled."""
-        if self._resetting is not None:
-            await asyncio.wait({self._resetting})
 
     async def load_scripts(self) -> None:
         """Make sure that the server knows the scripts that are about to be run."""
@@ -224,7 +199,7 @@ class EntraPipeline(Pipeline):
         if not stack and not self.watching:
             return []
         self._client._check_open()
-        await self._settled()
+        await self.settled()
         if self.scripts:
             await self.load_scripts()
         try:

@@ -32,7 +32,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "_multiplex._ending _multiplex._ledger _multiplex._reauth _multiplex._session",
         "_multiplex",
         "_health _mode _plans _recovery _renewal",
-        "_blocking _client _commands _dedicated _held _losses _pipeline _pubsub"
+        "_blocking _client _commands _dedicated _held _lease _losses _pipeline _pubsub"
         " _subscriber_connection",
         "_cluster _adapters",
         "_connect",
