@@ -381,6 +381,11 @@ class Session(Ending):
             self.on_watch()
         timeout = self.dialed.socket_timeout
         if self._auth_position is not None and now > self._auth_deadline:
+            if self._draining:
+                # A replacement has taken over: what only reads is sent again there.
+                cause = f"{self.host} has not answered AUTH within {AUTH_TIMEOUT:g} s"
+                self._end(ConnectionLostError(cause))
+                return
             self._stop_waiting_for_auth()
         oldest = self._engine.oldest_written_at()
         if oldest is None:

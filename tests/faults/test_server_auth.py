@@ -19,7 +19,6 @@ from support.signing_in import (
 )
 
 from aioentra_redis import (
-    CommandTimeoutError,
     ConnectionClosed,
     ConnectionOpened,
     ConnectionReplaced,
@@ -150,6 +149,7 @@ async def test_auth_that_is_never_answered(
 ) -> None:
     """What stands behind it in the queue waits; everything else goes on over a replacement.
 
+    After the time that an AUTH has, reads are sent again there, and writes may have run.
     Where no replacement is answered either, nothing can go on: that is told by timeouts, and ends
     with the fault.
     """
@@ -180,10 +180,10 @@ async def test_auth_that_is_never_answered(
             assert closed.error is not None
             figure("AUTH never answered: stuck commands end after", clock() - since, "s")
             await load.more(500)
-            kinds = {type(each) for each in load.errors + load.read_errors}
-            figure("AUTH never answered: commands in its queue", load.maybe + _failed(load))
-            assert kinds <= {CommandTimeoutError}
-            assert load.maybe + _failed(load) <= 20
+            figure("AUTH never answered: failed reads", _failed(load), target="0")
+            figure("AUTH never answered: writes in its queue, which may have run", load.maybe)
+            assert _failed(load) == 0
+            assert load.maybe <= 20
             [status] = redis.auth_status()
             assert status.state is ConnectionState.AUTHENTICATED
     assert load.wrong == []
