@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.serialization import pkcs12
+from support.certificate_forms import certificates
 from support.signing_in import client_of
 
 from aioentra_redis import TokenSource, connect
@@ -43,30 +39,6 @@ async def test_client_secret(entra_emulator: Emulator) -> None:
         **entra_emulator.credential_options,
     )
     await signs_in_as(entra_emulator, source, principal)
-
-
-def certificates(path: str) -> dict[str, tuple[Any, str | bytes | None]]:
-    """One certificate in each form that is taken, with its password."""
-    pem = Path(path).read_bytes()
-    key: Any = serialization.load_pem_private_key(pem, None)
-    certificate = x509.load_pem_x509_certificate(pem)
-
-    def archive(password: bytes | None) -> bytes:
-        encryption = (
-            serialization.BestAvailableEncryption(password)
-            if password
-            else serialization.NoEncryption()
-        )
-        return pkcs12.serialize_key_and_certificates(b"x", key, certificate, None, encryption)
-
-    return {
-        "path": (path, None),
-        "Path": (Path(path), None),
-        "PEM bytes": (pem, None),
-        "PKCS12 bytes": (archive(None), None),
-        "PKCS12 bytes, password": (archive(b"open sesame"), "open sesame"),
-        "PKCS12 base64": (base64.b64encode(archive(b"open sesame")).decode(), b"open sesame"),
-    }
 
 
 @pytest.mark.parametrize(
