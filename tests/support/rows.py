@@ -159,7 +159,7 @@ async def black_holed_among_the_idle(way: str, emulator: Emulator) -> float:
         SlowWire(port_of(emulator), delay=0).serve() as wire,
         client_by(way, emulator, source, url=f"rediss://localhost:{wire.port}") as redis,
     ):
-        await asyncio.gather(*(redis.blpop([f"l:{n}"], timeout=0.5) for n in range(10)))
+        await asyncio.gather(*(redis.blpop([f"l:{n}"], timeout=1.5) for n in range(10)))
         pool = redis.connection_pool
         # The pool hands out the one that came back last; this is the one that came back first.
         assert len(pool._available_connections) == 10

@@ -143,7 +143,9 @@ def run(program: str, timeout: float = 30) -> str:
         timeout=timeout,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    # Development mode tells of every step of a task that took 0.1 s, as any may on a busy machine.
+    noise = [each for each in done.stderr.splitlines() if not each.startswith("Executing <")]
+    assert (done.returncode, noise) == (0, [])
     return done.stdout
 
 
