@@ -38,7 +38,7 @@ class EventStream(AsyncIterator[Event]):
     """
 
     def __init__(self, *emitters: Emitter) -> None:
-        self.dropped = 0
+        self.dropped: int = 0
         """How many events were dropped so far because they were not read in time."""
         self._untold = 0
         self._events: deque[Event] = deque()
