@@ -92,13 +92,14 @@ async def auth_refused_for_a_while(
     until_healed: Callable[[], Any] | None = None,
     refresh_in: float = 1.0,
     believed: float = 10.0,
-    refusals_at_least: int = 8,
+    refusals_at_least: int = 4,
     **options: Any,
 ) -> dict[str, int]:
     """Every newer token is refused while the sessions' own are good: no command fails.
 
     A newer token would come every ``refresh_in`` seconds. The server takes tokens again after
-    ``until_healed`` and no fewer refusals than that.
+    ``until_healed`` and no fewer refusals than that: a few, each of another token, because the
+    sessions' own must not end meanwhile.
     """
     witness = Witness()
     async with (
