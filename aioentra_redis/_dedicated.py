@@ -172,13 +172,8 @@ class DedicatedConnection:
     def _begin(self, token: Token, *, late: bool) -> bool:
         """Whether ``token`` may be sent in front of a command, which is not made to wait."""
         if self._attempt is None:
-            slot = self._server.budget.take_now()
-            if not self._server.admits(token) or not (slot or late):
-                if slot is not None:
-                    slot.release()
-                return False
-            self._attempt = self._server.begin(token, slot)
-        return True
+            self._attempt = self._server.begin_at_once(token, late=late)
+        return self._attempt is not None
 
     def learned(self, token: Token, error: Exception | None) -> None:
         """The server has answered AUTH with ``token``."""

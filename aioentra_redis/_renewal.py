@@ -97,13 +97,8 @@ class Renewal:
     def _begin(self, token: Token, *, late: bool) -> bool:
         """Whether the server's budget and breaker let ``token`` pass; no command waits for it."""
         if self._attempt is None:
-            slot = self._server.budget.take_now()
-            if not self._server.admits(token) or not (slot or late):
-                if slot is not None:
-                    slot.release()
-                return False
-            self._attempt = self._server.begin(token, slot)
-        return True
+            self._attempt = self._server.begin_at_once(token, late=late)
+        return self._attempt is not None
 
     def closed(self) -> None:
         """The connection was closed, by whomever: an AUTH under way will have no answer."""

@@ -178,6 +178,18 @@ class Server:
         probe = self.breaker.begin(_now())
         return Attempt(self, token.version if token is not None else 0, probe, slot)
 
+    def begin_at_once(self, token: Token, *, late: bool) -> Attempt | None:
+        """``token`` is sent in front of a command, which is not made to wait; None if it can't be.
+
+        One that is ``late``, past its deadline, needs no slot of the budget.
+        """
+        slot = self.budget.take_now()
+        if self.admits(token) and (slot is not None or late):
+            return self.begin(token, slot)
+        if slot is not None:
+            slot.release()
+        return None
+
     @contextlib.asynccontextmanager
     async def signing_in(
         self, newest: Callable[[], Token | None], sent: Callable[[], Token | None]

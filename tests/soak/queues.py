@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from abc import abstractmethod
 from typing import Any
 
 from .calls import Calls
@@ -55,9 +56,9 @@ class Queue:
     async def _put(self, number: int) -> None:
         await self._redis.rpush(self.key, number)
 
+    @abstractmethod
     async def _take(self) -> bool:
         """One wait, and what it brought; False if that was nothing."""
-        raise NotImplementedError
 
     async def _take_up(self) -> bool:
         """What was given to this consumer before, and it has not seen: the reply was lost."""

@@ -8,6 +8,7 @@ everybody, with the right replies, and to hold nothing that it did not hold befo
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -94,8 +95,9 @@ class Operation:
     async def prepare(self, stage: Stage) -> None:
         pass
 
+    @abstractmethod
     async def run(self, stage: Stage) -> Any:
-        raise NotImplementedError
+        """Do what is interrupted, at each of its suspensions in turn."""
 
     async def check(self, stage: Stage, outcome: Outcome) -> None:
         pass
