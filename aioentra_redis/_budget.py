@@ -41,13 +41,18 @@ class Budget:
     """``limit`` slots, handed out in order of arrival. Belongs to one event loop."""
 
     def __init__(self, limit: int) -> None:
-        self._free = limit
+        self._limit = self._free = limit
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property
     def waiting(self) -> int:
         """How many are in line."""
         return len(self._waiting)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every slot is free."""
+        return self._free == self._limit
 
     def take_now(self) -> Slot | None:
         """A slot if there is one and nobody waits for it."""

@@ -158,7 +158,7 @@ class DedicatedConnection:
         """
         held, newest = self.ledger.token, self._keeper.source.current
         late = held is not None and self._keeper.source.now(held) >= reauth_deadline(held)
-        token = self.pending
+        token = self._still_pending()
         if token is None:
             if held is None or newest is None or not late:
                 return None
@@ -168,6 +168,19 @@ class DedicatedConnection:
                 return None  # it was tried, and is tried again when its time comes
             token = newest
         return token if self._begin(token, late=late) else None
+
+    def _still_pending(self) -> Token | None:
+        """What is to be sent; the newest token in place of one that has waited for too long.
+
+        That one may have expired by itself, and its refusal would say nothing of the newest.
+        """
+        token, newest = self.pending, self._keeper.source.current
+        if token is None or newest is None or newest.version <= token.version:
+            return token
+        if self._attempt is None:
+            self._resolve(ConnectionLostError("a newer token is to be sent"))
+            self.pending = newest
+        return self.pending
 
     def _begin(self, token: Token, *, late: bool) -> bool:
         """Whether ``token`` may be sent in front of a command, which is not made to wait."""
@@ -179,12 +192,16 @@ class DedicatedConnection:
         """The server has answered AUTH with ``token``."""
         connection = self._connection()
         seconds = connection.in_band.auth_seconds if connection is not None else 0.0
-        if self.pending is not None and self.pending.version == token.version:
+        was_pending = self.pending is not None and self.pending.version == token.version
+        task_learns = was_pending and self._answer is not None
+        if was_pending:
             self._resolve(error, seconds)
-        elif error is not None:
+        if error is not None and not task_learns:
             self._refused = token.version  # the task finds out for itself, and what to do then
-        elif not self.closed:
+        elif error is None and not task_learns and not self.closed:
             self.ledger.accepted(token, now=self._keeper.source.now(), latency=seconds)
+            if self.ledger.state is ConnectionState.REAUTHENTICATING:
+                self.ledger.move_to(ConnectionState.AUTHENTICATED)  # what was pending is outdated
             self._keeper.hub.emit(
                 Reauthenticated(self.name, self.host, token.version, seconds, AuthTrigger.COMMAND)
             )
@@ -252,7 +269,7 @@ class DedicatedConnection:
                 connection = self._connection()
                 if connection is None or self.closed or not connection.in_band.idle:
                     return  # in use: the owner's next command takes AUTH along
-                token = self.pending
+                token = self._still_pending()
                 if token is None and self._loop.time() < self.ping_due_at():
                     return  # the owner has been here
                 if token is not None and self._attempt is None:

@@ -30,6 +30,9 @@ logger = logging.getLogger("aioentra_redis.breaker")
 PROBE_PATIENCE: Final = SLOT_HOLD
 """Seconds that who needs a new connection waits for the outcome of somebody else's probe."""
 
+KEPT: Final = 64
+"""Servers that are remembered; past that only those that there is something to remember of."""
+
 
 class _HasServers(Protocol):
     _servers: Servers
@@ -66,8 +69,15 @@ class Servers:
         """The one that is reached there."""
         server = self._known.get(name)
         if server is None:
+            if len(self._known) >= KEPT:
+                self._forget_the_idle()
             server = self._known[name] = Server(name, self._limit, self._emit)
         return server
+
+    def _forget_the_idle(self) -> None:
+        """A cluster may move through many addresses in a year."""
+        for name in [name for name, server in self._known.items() if server.is_idle]:
+            del self._known[name]
 
 
 class Attempt:
@@ -138,6 +148,11 @@ class Server:
     def is_closed(self) -> bool:
         """Whether tokens are sent as if nothing had happened."""
         return self.breaker.state is BreakerState.CLOSED
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it takes tokens, has no connections, and nobody is signing in."""
+        return self.is_closed and not self._listeners and self.budget.is_whole
 
     @property
     def is_open(self) -> bool:

@@ -225,8 +225,8 @@ class SubscriberConnection:
         if not self.is_connected:
             await self.connect()
         session = self._session
-        if session is None:
-            return
+        if session is None or session.held_up:
+            return  # what waits to be read is health enough, and the answer would wait, too
         try:
             async with asyncio.timeout(self._leased.socket_timeout):
                 await session.ask("PING")

@@ -154,7 +154,8 @@ async def _check_tls(connection: Any, mine: SignIn, *, allow_insecure: bool) -> 
         check_context(
             used, connection._host_error(), allow_insecure_tls=allow_insecure, lifted=lifted
         )
-    mine.tls.share(connection, used)
+    if type(connection).__module__.startswith("redis."):
+        mine.tls.share(connection, used)  # else its class may have brought it for itself
 
 
 _CHECKED: Final = (

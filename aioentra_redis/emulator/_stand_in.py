@@ -253,7 +253,10 @@ class StandIn:
         self._faults.revoked.discard(object_id)
 
     async def drop_connections(self, *, connection: int | None, object_id: str | None) -> int:
-        return self._front.drop(connection=connection, object_id=object_id)
+        dropped = self._front.drop(connection=connection, object_id=object_id)
+        for _ in range(3):
+            await asyncio.sleep(0)  # the sockets are closed in the loop's next turns: wait for that
+        return dropped
 
     async def freeze_connections(self, *, connection: int | None, new: bool, execute: bool) -> int:
         if new:

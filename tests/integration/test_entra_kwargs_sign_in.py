@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -91,6 +92,34 @@ async def test_connections_that_connect_again_share_one_context(entra_emulator: 
             await pool.release(each)
         assert await client.ping()
         await client.aclose()
+
+
+async def test_the_context_that_a_class_brings_is_nobody_elses(entra_emulator: Emulator) -> None:
+    """It may hold a client certificate."""
+
+    class Own(redis.asyncio.connection.SSLConnection):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.ssl_context.context = ssl.create_default_context(cafile=entra_emulator.ca_file)
+
+    async with secret_source(entra_emulator) as source:
+        shared = entra_kwargs(source)
+        port = urlsplit(entra_emulator.url).port
+        options = {"host": "localhost", "port": port, **tls(entra_emulator)}
+        own, usual = (
+            redis.asyncio.ConnectionPool(connection_class=kind, **options, **no_retries(), **shared)
+            for kind in (Own, redis.asyncio.SSLConnection)
+        )
+        contexts = []
+        for _ in range(2):
+            for pool in (own, usual):
+                connection = await pool.get_connection()
+                contexts.append(connection.ssl_context.context)
+                await connection.disconnect()
+                await pool.release(connection)
+        assert contexts[0] is contexts[2]
+        assert contexts[1] is contexts[3]
+        assert contexts[0] is not contexts[1]
 
 
 async def test_a_password_or_provider_besides_is_refused_and_nothing_sent(

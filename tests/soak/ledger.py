@@ -22,6 +22,8 @@ class AuthTime:
     since: float
     due: float
     until: float
+    next_issued: float | None
+    """When the identity provider had issued the token that came next; None if none came."""
 
     @property
     def late(self) -> float:
@@ -35,17 +37,19 @@ def auth_times(log: Log, *, exempt: frozenset[str], end: float) -> Iterator[Auth
     ``end`` is when the log was taken: what had not come by then had time until then.
     """
     lives = {each.uti: each.expires_on - each.time for each in log.tokens}
+    issued = {each.uti: each.time for each in log.tokens}
     closed = {each.connection: each.time for each in log.closes}
-    held: dict[int, list[tuple[float, float]]] = defaultdict(list)
+    held: dict[int, list[tuple[float, float, float]]] = defaultdict(list)
     for each in log.auths:
         if each.accepted and each.object_id not in exempt and each.uti in lives:
             expires_on = each.expires_on or 0.0
             due = expires_on - min(LEAD, LEAD_FRACTION * lives[each.uti])
-            held[each.connection].append((each.time, due))
+            held[each.connection].append((each.time, due, issued[each.uti]))
     for connection, tokens in held.items():
-        nexts = [since for since, _ in tokens[1:]]
-        for (since, due), until in zip(tokens, [*nexts, closed.get(connection, end)], strict=True):
-            yield AuthTime(connection, since, due, until)
+        nexts = [(since, issue) for since, _, issue in tokens[1:]]
+        last = (closed.get(connection, end), None)
+        for (since, due, _), (until, issue) in zip(tokens, [*nexts, last], strict=True):
+            yield AuthTime(connection, since, due, until, issue)
 
 
 def expiries(log: Log, *, exempt: frozenset[str]) -> list[tuple[float, int]]:

@@ -240,7 +240,10 @@ def judge_log(log: Any, end: float, them: Parties, windows: Windows, result: Res
         result.closest = max(result.closest, each.late)
         if each.late > 0:
             text = f"connection {each.connection} had its next token {each.late:.3f} s late"
-            findings.add(Kind.LATE_AUTH, text)
+            if each.next_issued is not None:
+                text += f"; that was issued {each.due - each.next_issued:.3f} s before the deadline"
+            faults = ", ".join(windows.between(each.since, each.until)) or "none"
+            findings.add(Kind.LATE_AUTH, f"{text}; faults meanwhile: {faults}")
     for at, connection in expiries(log, exempt=them.exempt):
         if windows.excuses(at, at, lambda kind: kind.without_identity):
             result.excused_expiries += 1

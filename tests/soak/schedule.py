@@ -151,6 +151,14 @@ class Windows:
                 return True
         return False
 
+    def between(self, start: float, end: float) -> list[str]:
+        """The faults that were on at some time from ``start`` to ``end``, in seconds after it."""
+        return [
+            f"{each.kind.name} ({each.start - start:.2f} to {(each.end or end) - start:.2f})"
+            for each in self.all
+            if each.start <= end and (each.end is None or each.end >= start)
+        ]
+
     def excuses_error(self, error: BaseException, now: float) -> bool:
         """Whether a caller may be given ``error`` now."""
         return self.excuses(now, now, lambda kind: kind.excuses(error))

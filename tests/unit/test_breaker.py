@@ -167,6 +167,26 @@ async def test_each_server_has_its_own():
     assert there.admits(token)
 
 
+async def test_only_what_matters_is_remembered_of_servers_that_are_gone():
+    servers = Servers(8, lambda event: None)
+    token = Token("s", username="u", expires_on=1e9, first_seen=0.0, version=1)
+    refusing, connected, signing_in = (servers.of(f"{name}:1") for name in "abc")
+    refusing.begin(token).refused(AuthenticationError("WRONGPASS"), token)
+    stop = connected.listen(lambda: None)
+    slot = signing_in.budget.take_now()
+    assert slot is not None
+    for number in range(1000):
+        servers.of(f"gone-{number}:1")
+    assert len(servers._known) <= 64
+    assert [servers.of(f"{name}:1") for name in "abc"] == [refusing, connected, signing_in]
+    stop()
+    slot.release()
+    for number in range(100):
+        servers.of(f"gone-{number}:1")
+    assert servers.of("a:1") is refusing
+    assert servers.of("b:1") is not connected
+
+
 # --------------------------------------------------------------------------------- connections
 
 

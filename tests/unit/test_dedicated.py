@@ -101,6 +101,27 @@ async def test_a_busy_connection_is_renewed_in_the_background_once_it_is_quiet(p
     await client.connection_pool.release(connection)
 
 
+async def test_one_that_was_busy_across_two_rotations_is_given_the_newest_token_only(place: Place):
+    """What was to be sent first has expired meanwhile, and its refusal would say nothing."""
+    client = place.client()
+    (connection,) = await place.leased(client, 1)
+    await connection.send_command("ECHO", "a")
+    await asyncio.sleep(2 * SENT)
+    assert place.peer.seen("AUTH") == []
+    assert await connection.read_response() == b"a"
+    assert await run(connection, "ECHO", "b") == b"b"
+    newest = place.source.current
+    assert newest is not None
+    assert newest.version == 3
+    assert [words[-1] for words in place.peer.seen("AUTH")] == [newest.secret.encode()]
+    await asyncio.sleep(1)
+    (row,) = client.auth_status()
+    assert (row.state, row.token_version) == (ConnectionState.AUTHENTICATED, 3)
+    assert place.of(ReauthenticationFailed) == []
+    assert place.peer.dials == 1
+    await client.connection_pool.release(connection)
+
+
 async def test_a_transaction_of_a_pool_goes_on_across_a_rotation(place: Place):
     place.peer.script.update(
         WATCH=lambda *_: OK,

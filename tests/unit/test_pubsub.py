@@ -358,6 +358,21 @@ async def test_a_slow_reader_gets_everything_in_the_end():
         assert not stage.session.held_up
 
 
+async def test_what_waits_to_be_read_is_health_enough():
+    """The answer to a PING would wait behind it."""
+    async with staged(health_check_interval=10, socket_timeout=0.05) as stage:
+        await stage.subscribe("a")
+        for number in range(100):
+            stage.peer.publish(b"a", b"%d " % number + b"x" * 50_000)
+        await until(lambda: stage.session.held_up)
+        stage.connection.next_health_check = 0
+        await stage.connection.send_command("SUBSCRIBE", "b")
+        assert stage.connection.is_connected
+        for number in range(100):
+            data = await stage.next_data()
+            assert data.startswith(b"%d " % number)
+
+
 @pytest.mark.parametrize("step", ["connecting", "giving back"])
 async def test_redis_pys_connection_is_used_again_when_its_socket_is_gone(step):
     """The end of a socket is told a little later, and would look like the end of the next one."""
