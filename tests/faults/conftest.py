@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.cluster_fixtures import server_cluster, server_cluster_process
 
 from aioentra_redis.emulator.pytest_plugin import (
     entra_emulator,
@@ -17,7 +18,13 @@ from aioentra_redis.emulator.pytest_plugin import (
     entra_emulator_process,
 )
 
-__all__ = ["entra_emulator", "entra_emulator_options", "entra_emulator_process"]
+__all__ = [
+    "entra_emulator",
+    "entra_emulator_options",
+    "entra_emulator_process",
+    "server_cluster",
+    "server_cluster_process",
+]
 
 HERE = Path(__file__).parent
 
