@@ -26,24 +26,37 @@ __all__ = ["explain"]
 
 
 def explain(
-    exc: Exception, *, host: str, port: int, tls: bool, token: Token | None
+    exc: Exception,
+    *,
+    host: str,
+    port: int,
+    tls: bool,
+    token: Token | None,
+    tls_name: str | None = None,
 ) -> EntraRedisError:
     """Turn what a dial raised into an error of ours, without tracebacks that show secrets.
 
-    ``exc`` becomes the cause of what is returned; an error of ours is returned as it is, also
-    where redis-py has wrapped it.
+    ``tls_name`` is what the server's certificate had to be for, if not for ``host``. ``exc``
+    becomes the cause of what is returned; an error of ours is returned as it is, also where
+    redis-py has wrapped it.
     """
     without_tracebacks(exc)
     for cause in _causes(exc):
         if isinstance(cause, EntraRedisError):
             return cause
-    error = _explain(exc, f"{host}:{port}" if port else host, host, port, tls, token)
+    error = _explain(exc, f"{host}:{port}" if port else host, host, port, tls, token, tls_name)
     error.__cause__ = exc
     return error
 
 
 def _explain(
-    exc: Exception, where: str, host: str, port: int, tls: bool, token: Token | None
+    exc: Exception,
+    where: str,
+    host: str,
+    port: int,
+    tls: bool,
+    token: Token | None,
+    tls_name: str | None,
 ) -> ConnectError:
     chain = list(_causes(exc))
     reason = scrub(str(chain[-1]) or type(chain[-1]).__name__)
@@ -74,7 +87,7 @@ def _explain(
                 ConnectError,
                 "tls",
                 f"the certificate of {where} is not accepted ({cause.verify_message or reason}). "
-                f"{_certificate_hint(getattr(cause, 'verify_code', None))}",
+                f"{_certificate_hint(getattr(cause, 'verify_code', None), host, tls_name)}",
             )
         if isinstance(cause, ssl.SSLError):
             return error(
@@ -153,6 +166,7 @@ def _refused(where: str, token: Token | None, reason: str) -> str:
     )
 
 
+_OF_ANOTHER: Final = (62, 64)
 _HOST_NAME: Final = "Connect by the host name that the certificate is for"
 _CERTIFICATE_HINTS: Final = {
     9: "Is this machine's clock right? The certificate is not valid yet",
@@ -163,7 +177,12 @@ _CERTIFICATE_HINTS: Final = {
 """What to do, by OpenSSL's X509_V_ERR_*: not yet valid, expired, another host's, another IP's."""
 
 
-def _certificate_hint(code: int | None) -> str:
+def _certificate_hint(code: int | None, host: str, tls_name: str | None) -> str:
+    if code in _OF_ANOTHER and tls_name is not None and tls_name != host:
+        return (
+            f"It had to be for {tls_name!r}: that {host} belongs to it is only what a server has "
+            "said. Where nodes have certificates of their own, node_tls_names= says for which names"
+        )
     private = "If a private CA signed it, pass ssl_ca_certs="
     return _CERTIFICATE_HINTS.get(code or 0, f"{private}. {_HOST_NAME}")
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import redis.asyncio
@@ -137,14 +137,16 @@ class SignIn(CredentialProvider):
 class _SignedIn:
     """What connections of ours add to redis-py's: TLS and plaintext rules, AUTH among commands.
 
+    ``tls_name`` is the name that the server's certificate must be for, the host's if it is None.
     ``renewal`` is set while somebody keeps the connection signed in.
     """
 
     credential_provider: SignIn
     _just_connected = False
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, tls_name: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.tls_name = tls_name
         self.credential_provider = self.credential_provider.for_one_connection()
         self.transport_ready_at = 0.0
         self.renewal: Renewal | None = None
@@ -155,6 +157,12 @@ class _SignedIn:
             due=self._due,
             learned=self._learned,
         )
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        arguments = dict(super()._connection_arguments())  # type: ignore[misc]
+        if self.tls_name is not None and "ssl" in arguments:
+            arguments.setdefault("server_hostname", self.tls_name)  # a class may bring its own
+        return arguments
 
     async def _connect(self) -> None:
         sign_in = self.credential_provider
@@ -378,6 +386,7 @@ def _translated(connection: Any, *, reached: bool) -> Iterator[None]:
             port=getattr(connection, "port", 0),
             tls=isinstance(connection, SSLConnection),
             token=connection.credential_provider.token,
+            tls_name=getattr(connection, "tls_name", None),
         )
         raise error from error.__cause__
     except BaseException as exc:

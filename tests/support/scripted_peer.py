@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
@@ -123,10 +124,12 @@ class Peer:
     # -- serving ---------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def serve(self) -> AsyncIterator[int]:
-        """Listen on a port of loopback, which is what is returned."""
+    async def serve(
+        self, context: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    ) -> AsyncIterator[int]:
+        """Listen on a port of loopback, which is what is returned; over TLS with a context."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _Served(self), "127.0.0.1", 0)
+        server = await loop.create_server(lambda: _Served(self), host, 0, ssl=context)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self.port

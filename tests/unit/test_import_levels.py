@@ -18,7 +18,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
     for level in (
         "errors",
         "_event_streams _events _lifecycle _metrics _redaction _repeats _threads",
-        "_token _token_states _schedule _broadcast _options _tls _traffic",
+        "_token _token_states _schedule _broadcast _options _tls _tls_names _traffic",
         "_breaker _budget _supervision _multiplex._attributes _multiplex._engine"
         " _multiplex._outage _multiplex._rotation"
         " _multiplex._routing",

@@ -6,7 +6,7 @@ from typing import Any
 
 import redis.asyncio
 
-from .errors import ClusterModeError
+from ..errors import ClusterModeError
 
 __all__ = ["EntraRedisCluster", "no_cluster_client"]
 
