@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from redis import exceptions as redis_exceptions
 
-from ._events import ConnectionState
+from ._events import AuthTrigger, ConnectionState, Reauthenticated, ReauthenticationFailed
 from ._multiplex._ledger import Ledger
 from ._multiplex._rotation import Probe
 from ._schedule import reauth_deadline, reauth_delay
@@ -58,7 +58,10 @@ class Renewal:
     def __init__(self, source: TokenSource, *, name: str, host: str) -> None:
         self._source = source
         self._name = name
+        self._host = host
         self._share = random.random()
+        self._trigger = AuthTrigger.RENEWAL
+        self._sent_at = 0.0
         self._held: Token
         self._refused = 0
         self._probe = Probe()
@@ -92,7 +95,15 @@ class Renewal:
                 return None
         elif age < jitter:
             return None
-        return newest if self._begin(newest, late=now(held) >= reauth_deadline(held)) else None
+        late = now(held) >= reauth_deadline(held)
+        if not self._begin(newest, late=late):
+            return None
+        self._sent_at = asyncio.get_running_loop().time()
+        if newest.version == self._refused:
+            self._trigger = AuthTrigger.PROBE
+        else:
+            self._trigger = AuthTrigger.COMMAND if late else AuthTrigger.RENEWAL
+        return newest
 
     def _begin(self, token: Token, *, late: bool) -> bool:
         """Whether the server's budget and breaker let ``token`` pass; no command waits for it."""
@@ -114,11 +125,14 @@ class Renewal:
                 attempt.accepted(token.version)
             else:
                 attempt.refused(error, token)
+        who, version = (self._name, self._host), token.version
         if error is None:
+            latency = asyncio.get_running_loop().time() - self._sent_at
             self._held = token
             self._probe.accepted()
-            self.ledger.accepted(token, now=self._source.now(), latency=0.0)
+            self.ledger.accepted(token, now=self._source.now(), latency=latency)
             self._move_to(ConnectionState.AUTHENTICATED)
+            self._server.emit(Reauthenticated(*who, version, latency, self._trigger))
             return
         self._refused = token.version
         if not is_refusal(error):  # else it is the breaker that says when to try again
@@ -132,6 +146,7 @@ class Renewal:
             token.version,
             error,
         )
+        self._server.emit(ReauthenticationFailed(*who, version, error, self._trigger))
 
     def worn(self) -> bool:
         """Whether the held token has expired, or will in a moment, and there is a better one.

@@ -130,7 +130,8 @@ class Server:
         self.name = name
         self.budget = Budget(limit)
         self.breaker = Breaker()
-        self._emit = emit
+        self.emit = emit
+        """Tells those who listen to the source."""
         self._error: SignInRefusedError | None = None
         self._listeners: dict[object, Callable[[], None]] = {}
 
@@ -272,7 +273,7 @@ class Server:
         if self.is_closed:
             self._error = None
             logger.warning("%s takes tokens again, after %.1f s", self.name, lasted)
-            self._emit(BreakerClosed(self.name, version, refusals, lasted))
+            self.emit(BreakerClosed(self.name, version, refusals, lasted))
         self._moved()
 
     def _refused(self, version: int, error: Exception, token: Token | None, *, probe: bool) -> None:
@@ -291,7 +292,7 @@ class Server:
                 version,
                 retry_in,
             )
-            self._emit(BreakerOpened(self.name, version, self._error, retry_in))
+            self.emit(BreakerOpened(self.name, version, self._error, retry_in))
         self._moved()
 
     def _unanswered(self) -> None:

@@ -23,7 +23,7 @@ from ._constructors import Constructors, Scopes
 from ._credentials import credential_object
 from ._event_streams import EventStream
 from ._events import EventCallback, TokenState, TokenStatus
-from ._metrics import observe_source
+from ._metrics import observe_connections, observe_source
 from ._redaction import again
 from ._refresher import Refresher
 from ._schedule import EXPIRED_INTERVAL, TokenRefreshConfig
@@ -105,6 +105,7 @@ class TokenSource(Constructors):
         self._pid: int | None = None
         self._closer: asyncio.Task[None] | None = None
         observe_source(self, self._name, self._refresher.hub)
+        observe_connections(self._refresher.hub, self._name)  # those of `entra_kwargs`
         if on_event is not None:
             self.listen(on_event)
 
@@ -243,7 +244,8 @@ class TokenSource(Constructors):
         """Call ``callback`` with every event from now on; returns a function that ends it.
 
         It is called in the loop, at the very moment of the event, so it should return at once;
-        what it raises is logged and changes nothing.
+        what it raises is logged and changes nothing. Connections of plain clients, which have no
+        events of their own (``entra_kwargs``), tell of their re-authentications here.
         """
         return self._refresher.hub.listen(callback)
 

@@ -16,12 +16,16 @@ from support.scripted_peer import CUT, HANG
 from support.token_fakes import CANARY, Clock, Credential, source_of
 
 from aioentra_redis import (
+    AuthTrigger,
     ConfigurationError,
     ConnectionLostError,
     ConnectionState,
     ConnectTimeoutError,
     EntraRedis,
+    Event,
     InsecureConnectionError,
+    Reauthenticated,
+    ReauthenticationFailed,
     SignInRefusedError,
     TokenSource,
     entra_kwargs,
@@ -169,6 +173,42 @@ async def test_worn_means_nearly_expired_and_something_better_there():
     made.learned(source.current, None)
     assert made.ledger.state is ConnectionState.AUTHENTICATED
     assert not made.worn()
+    await source.aclose()
+
+
+async def test_what_becomes_of_an_auth_is_told_by_the_source():
+    clock = Clock()
+    made, source = await renewal(clock)
+    events: list[Event] = []
+    source.listen(events.append)
+    while made.due() is None:  # noqa: ASYNC110 - virtual time
+        await asyncio.sleep(1)
+    await asyncio.sleep(0.25)
+    error = redis_exceptions.ResponseError("busy")
+    made.learned(source.current, error)
+    assert made.due() is None
+    await asyncio.sleep(1)
+    assert made.due() is source.current
+    made.learned(source.current, None)
+    assert [each for each in events if hasattr(each, "trigger")] == [
+        ReauthenticationFailed("connection", "peer:1", 2, error, AuthTrigger.RENEWAL),
+        Reauthenticated("connection", "peer:1", 2, 0.0, AuthTrigger.PROBE),
+    ]
+    await source.aclose()
+
+
+async def test_an_auth_past_its_deadline_goes_with_a_command():
+    clock = Clock()
+    made, source = await renewal(clock)
+    events: list[Event] = []
+    source.listen(events.append)
+    await asyncio.sleep(HOUR - 100)  # nobody has used the connection
+    assert made.due() is source.current
+    await asyncio.sleep(0.25)
+    made.learned(source.current, None)
+    (event,) = [each for each in events if isinstance(each, Reauthenticated)]
+    assert event == Reauthenticated("connection", "peer:1", 2, 0.25, AuthTrigger.COMMAND)
+    assert made.ledger.last_auth_latency == 0.25
     await source.aclose()
 
 
