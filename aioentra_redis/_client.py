@@ -27,6 +27,7 @@ from ._pipeline import EntraPipeline
 from ._plans import Plan
 from ._pubsub import PubSub, SubscriberPool
 from ._redis_py import (
+    Answers,
     attach,
     attached,
     check_connection_options,
@@ -370,10 +371,10 @@ class EntraRedis(Commands):
         source = self.token_source
         return self._streams.open(self._hub, *(() if source is None else (source,)))
 
-    async def is_cluster_node(self) -> bool:
-        """Whether the server is a node of an OSS cluster."""
+    async def is_cluster_node(self, answers: Answers | None = None) -> bool:
+        """Whether the server is a node of an OSS cluster, see ``_mode.py``."""
         assert self._multiplexed is not None
-        return await is_cluster_node(self._multiplexed)
+        return await is_cluster_node(self._multiplexed, answers)
 
     def __repr__(self) -> str:
         multiplexed = self._multiplexed

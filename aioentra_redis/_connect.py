@@ -13,6 +13,7 @@ from ._client import EntraRedis
 from ._cluster import EntraRedisCluster, no_cluster_client
 from ._events import EventCallback
 from ._options import check_host_for_plaintext, check_seconds, check_sign_in, resolve_url
+from ._redis_py import asking
 from ._source import TokenSource
 from .errors import (
     ClusterModeError,
@@ -84,8 +85,7 @@ class Connecting(Generic[Client]):
             async with asyncio.timeout(self._open_timeout):
                 await source.get()
                 stage = "tcp"
-                await client.start()
-                await self._check_mode(client)
+                await self._start(client)
         except BaseException as exc:
             await asyncio.shield(_close(client if client is not None else owned))
             if isinstance(exc, TimeoutError) and not isinstance(exc, EntraRedisError):
@@ -114,11 +114,14 @@ class Connecting(Generic[Client]):
             port=parts.port,
         )
 
-    async def _check_mode(self, client: EntraRedis) -> None:
+    async def _start(self, client: EntraRedis) -> None:
         if self._cluster is False:
+            await client.start()
             return
+        with asking(client.connection_pool) as answers:
+            await client.start()
         where = urlsplit(self._url).netloc.rpartition("@")[2]
-        if await client.is_cluster_node():
+        if await client.is_cluster_node(answers):
             raise no_cluster_client(where)
         if self._cluster is True:
             raise ClusterModeError(

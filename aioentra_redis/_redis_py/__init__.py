@@ -6,11 +6,13 @@ packs what hiredis' packer does not take. What is added is a hand-over: once a c
 authenticated, its socket is given to a protocol of ours (``Dialed.adopt``).
 
 A new redis-py version is this folder's problem: ``_sign_in`` gives connections their tokens,
-``_in_band`` gives them newer ones among their owner's commands, ``_pools`` knows the pools,
-``_commands`` the command layer, ``_handover`` the sockets, ``_pubsub`` what subscribers need,
-``_telemetry`` who wants to be told of commands, ``_capabilities`` which version can do what.
+``_in_band`` gives them newer ones among their owner's commands, ``_asking`` has them ask about the
+server meanwhile; ``_pools`` knows the pools, ``_commands`` the command layer, ``_handover`` the
+sockets, ``_pubsub`` what subscribers need, ``_telemetry`` who wants to be told of commands,
+``_capabilities`` which version can do what.
 """
 
+from ._asking import Answers, asking
 from ._capabilities import CAPABILITIES, check_keywords, has
 from ._commands import (
     EMPTY_RESPONSE,
@@ -61,6 +63,7 @@ __all__ = [
     "EMPTY_RESPONSE",
     "NEVER_DECODE",
     "Address",
+    "Answers",
     "Dialed",
     "InBand",
     "Keeper",
@@ -68,6 +71,7 @@ __all__ = [
     "Renewal",
     "SharedTLS",
     "SignIn",
+    "asking",
     "attach",
     "attached",
     "check_connection_options",

@@ -17,6 +17,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from ..errors import ConnectTimeoutError
+from ._asking import ask_with_the_sign_in
 from ._capabilities import has
 from ._commands import packer
 from ._sign_in import SignIn, let_go_of, no_answer
@@ -132,7 +133,8 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
     started = loop.time()
     opened = _keep_what_opens(connection)
     try:
-        await connection.connect()
+        with ask_with_the_sign_in(connection, pool):
+            await connection.connect()
     except BaseException as exc:
         _drop(connection, opened)
         if (

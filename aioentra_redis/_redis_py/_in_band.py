@@ -33,15 +33,16 @@ from .._traffic import Traffic
 if TYPE_CHECKING:
     from .._token import Token
 
-__all__ = ["InBand", "has_ended", "was_lost_in_flight"]
+__all__ = ["REFUSALS", "InBand", "has_ended", "was_lost_in_flight"]
 
-_REFUSALS: Final = (
+REFUSALS: Final = (
     redis_exceptions.ResponseError,
     # Replies too, although redis-py derives them from its ConnectionError.
     redis_exceptions.AuthenticationError,
     redis_exceptions.AuthorizationError,
     redis_exceptions.BusyLoadingError,
 )
+"""What a command is answered with that does not end the connection."""
 
 _PUSH: Final[type] = getattr(hiredis, "PushNotification", type("NoPush", (), {}))
 """redis-py before 6 returns pushes as if they were replies; hiredis before 3.2 does not tell."""
@@ -242,7 +243,7 @@ class InBand:
             reply = await self._read(timeout=timeout, disconnect_on_error=False)
             while isinstance(reply, _PUSH):
                 reply = await self._read(timeout=timeout, disconnect_on_error=False)
-        except _REFUSALS as refusal:
+        except REFUSALS as refusal:
             self._touch()
             return without_tracebacks(refusal)
         except BaseException as exc:
@@ -293,7 +294,7 @@ def was_lost_in_flight(connection: Any, error: Exception) -> bool:
 
     Of a connection that nobody keeps signed in it is not known what was.
     """
-    if isinstance(error, _REFUSALS):
+    if isinstance(error, REFUSALS):
         return False
     if not isinstance(error, (redis_exceptions.ConnectionError, redis_exceptions.TimeoutError)):
         return False

@@ -23,7 +23,7 @@ from .._redaction import without_tracebacks
 from .._tls import check_context, check_tls, weaknesses_of
 from .._traffic import Mode
 from ..errors import ConfigurationError
-from ._in_band import _REFUSALS, InBand, has_ended
+from ._in_band import REFUSALS, InBand, has_ended
 from ._peer import check_peer, drop, is_sealed
 from ._sign_in import SignIn, explained, turn_of
 
@@ -275,7 +275,7 @@ class _Plain(InBand):
                     reply = await self._read(
                         disable_decoding, timeout, disconnect_on_error=False, **kwargs
                     )
-            except _REFUSALS as exc:
+            except REFUSALS as exc:
                 refusal = exc
             except BaseException:
                 if disconnect_on_error:
