@@ -39,6 +39,7 @@ from ._token import Token
 from .errors import (
     ClosedError,
     ClusterModeError,
+    ClusterUnreachableError,
     CommandRefusedError,
     CommandTimeoutError,
     ConfigurationError,
@@ -66,6 +67,7 @@ __all__ = [
     "BreakerOpened",
     "ClosedError",
     "ClusterModeError",
+    "ClusterUnreachableError",
     "CommandRefusedError",
     "CommandTimeoutError",
     "ConfigurationError",

@@ -156,7 +156,7 @@ class EntraRedis(Commands):
                 observe_connections(self._hub, signs_in.name)
             self._dedicated = dedicated_of(pool, self._hub)
         if signs_in is not None:
-            observe_client(self, signs_in.name)
+            self._count_as_client(signs_in)
         self._listen()
 
     def _share(self) -> None:
@@ -164,15 +164,24 @@ class EntraRedis(Commands):
         pool = self.connection_pool
         multiplexed: MultiplexedConnection | None = attached(pool)
         if multiplexed is None:
-            source, hub = signs_in_with(pool), EventHub()
+            source = signs_in_with(pool)
+            hub = self._new_hub(source)
             multiplexed = MultiplexedConnection(pool, source=source, hub=hub, **self._times)
             attach(pool, multiplexed)
-            if source is not None:
-                observe_connections(hub, source.name)
         multiplexed.check_times(**self._times)
         multiplexed.hold()
         self._multiplexed = multiplexed
         self._hub = multiplexed.hub
+
+    def _new_hub(self, source: TokenSource | None) -> EventHub:
+        """What a pool's multiplexed connection tells its events to."""
+        hub = EventHub()
+        if source is not None:
+            observe_connections(hub, source.name)
+        return hub
+
+    def _count_as_client(self, source: TokenSource) -> None:
+        observe_client(self, source.name)
 
     @classmethod
     def from_url(
@@ -332,7 +341,7 @@ class EntraRedis(Commands):
         clone.auto_close_connection_pool = False
         clone.connection = None
         if (source := clone.token_source) is not None:
-            observe_client(clone, source.name)
+            clone._count_as_client(source)
         if clone._multiplexed is not None and not clone._closed:
             clone._multiplexed.hold()
         return clone
@@ -390,17 +399,22 @@ class EntraRedis(Commands):
             f"{len(multiplexed.status())} connection(s)>"
         )
 
+    def _abandon(self) -> bool:
+        """Let go of everything, from any thread; whether anything was open."""
+        multiplexed = self._multiplexed
+        if multiplexed is None or self._closed:
+            return False
+        was_open = multiplexed.abandon()
+        if self._dedicated is not None and multiplexed.closed:
+            was_open = self._dedicated.abandon() or was_open
+        return was_open
+
     def __del__(self, *args: Any, _warn: Any = warnings.warn) -> None:
         if not hasattr(self, "_stop_listening"):
             return  # a call with wrong arguments: __init__ never ran
         self._stop_events()
-        multiplexed = self._multiplexed
-        if multiplexed is not None and not self._closed:
-            was_open = multiplexed.abandon()
-            if self._dedicated is not None and multiplexed.closed:
-                was_open = self._dedicated.abandon() or was_open
-            if was_open:
-                _warn(f"unclosed client {self!r}", ResourceWarning, source=self)
+        if self._abandon():
+            _warn(f"unclosed client {self!r}", ResourceWarning, source=self)
         super().__del__(*args)
 
 

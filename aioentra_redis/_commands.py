@@ -217,10 +217,14 @@ class Commands(Redis):
         if isinstance(exc, redis_exceptions.ResponseError):
             if EMPTY_RESPONSE in options:
                 return options[EMPTY_RESPONSE]
-            raise sent_elsewhere(exc, self._multiplexed) or exc  # type: ignore[arg-type]
+            raise self._explained(exc)
         if is_to_recover_from(exc):
             return await self._submit_again(exc, plan, args, options)
         raise exc
+
+    def _explained(self, error: redis_exceptions.ResponseError) -> redis_exceptions.RedisError:
+        """What to raise for a server's error."""
+        return sent_elsewhere(error, self._multiplexed) or error  # type: ignore[arg-type]
 
     async def _submit_again(
         self,

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 from urllib.parse import urlsplit
 
 from ._client import EntraRedis
-from ._cluster import EntraRedisCluster, no_cluster_client
+from ._cluster import EntraRedisCluster
 from ._events import EventCallback
 from ._options import check_host_for_plaintext, check_seconds, check_sign_in, resolve_url
 from ._redis_py import asking
@@ -122,7 +122,7 @@ class Connecting(Generic[Client]):
             await client.start()
         where = urlsplit(self._url).netloc.rpartition("@")[2]
         if await client.is_cluster_node(answers):
-            raise no_cluster_client(where)
+            raise ClusterModeError(f"{where} is a cluster: use EntraRedisCluster")
         if self._cluster is True:
             raise ClusterModeError(
                 f"{where} is not a cluster, or has the Enterprise cluster policy: leave out "

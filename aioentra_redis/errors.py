@@ -12,6 +12,7 @@
     |   `-- TokenExpiredError                    the last token ended and no newer one could be had
     |-- ConnectError (redis ConnectionError)     connecting failed; ``stage`` says where
     |   |-- SignInRefusedError (redis AuthenticationError)   the server refused the token
+    |   |-- ClusterUnreachableError (redis RedisClusterException)   no node could be asked
     |   `-- ConnectTimeoutError (redis TimeoutError)
     |-- ConnectionLostError (redis ConnectionError)   the connection ended under a command
     |   `-- MaybeExecutedError                   ... whose bytes had been written: it may have run
@@ -36,6 +37,7 @@ from redis import exceptions as redis_exceptions
 __all__ = [
     "ClosedError",
     "ClusterModeError",
+    "ClusterUnreachableError",
     "CommandRefusedError",
     "CommandTimeoutError",
     "ConfigurationError",
@@ -148,6 +150,10 @@ class SignInRefusedError(ConnectError, redis_exceptions.AuthenticationError):
 
 class ConnectTimeoutError(ConnectError, redis_exceptions.TimeoutError):
     """Connecting took longer than allowed; ``stage`` says what was going on."""
+
+
+class ClusterUnreachableError(ConnectError, redis_exceptions.RedisClusterException):
+    """No node of the cluster could be asked who owns which slot."""
 
 
 class ConnectionLostError(EntraRedisError, redis_exceptions.ConnectionError):

@@ -7,13 +7,33 @@ authenticated, its socket is given to a protocol of ours (``Dialed.adopt``).
 
 A new redis-py version is this folder's problem: ``_sign_in`` gives connections their tokens,
 ``_in_band`` gives them newer ones among their owner's commands, ``_asking`` has them ask about the
-server meanwhile; ``_pools`` knows the pools, ``_commands`` the command layer, ``_handover`` the
-sockets, ``_pubsub`` what subscribers need, ``_telemetry`` who wants to be told of commands,
-``_capabilities`` which version can do what.
+server meanwhile; ``_pools`` knows the pools, ``_commands`` the command layer, ``_cluster`` the
+cluster client, ``_handover`` the sockets, ``_pubsub`` what subscribers need, ``_telemetry`` who
+wants to be told of commands, ``_capabilities`` which version can do what.
 """
 
 from ._asking import Answers, asking
 from ._capabilities import CAPABILITIES, check_keywords, has
+from ._cluster import (
+    PRIMARY,
+    READ_COMMANDS,
+    REPLICA,
+    ROUND_ROBIN,
+    KeyRange,
+    NodeBase,
+    TopologyBase,
+    flag_of,
+    give_back_now,
+    has_policy,
+    key_range,
+    keyed_by_slot,
+    lead_to,
+    lease_now,
+    loosen,
+    node_name,
+    node_pool,
+    template_pool,
+)
 from ._commands import (
     EMPTY_RESPONSE,
     NEVER_DECODE,
@@ -62,15 +82,22 @@ __all__ = [
     "CAPABILITIES",
     "EMPTY_RESPONSE",
     "NEVER_DECODE",
+    "PRIMARY",
+    "READ_COMMANDS",
+    "REPLICA",
+    "ROUND_ROBIN",
     "Address",
     "Answers",
     "Dialed",
     "InBand",
     "Keeper",
+    "KeyRange",
+    "NodeBase",
     "Recording",
     "Renewal",
     "SharedTLS",
     "SignIn",
+    "TopologyBase",
     "asking",
     "attach",
     "attached",
@@ -85,19 +112,29 @@ __all__ = [
     "detach",
     "dial",
     "exchange",
+    "flag_of",
     "follows_a_master",
+    "give_back_now",
     "handled_push",
     "has",
     "has_ended",
+    "has_policy",
     "held_by",
     "is_exhausted",
     "is_observed",
     "keeper_of",
+    "key_range",
+    "keyed_by_slot",
+    "lead_to",
+    "lease_now",
     "led_through",
     "lend_after",
     "let_go_of",
     "limit_connections",
+    "loosen",
     "names_its_host",
+    "node_name",
+    "node_pool",
     "packer",
     "pool_endpoint",
     "pool_from_url",
@@ -111,6 +148,7 @@ __all__ = [
     "signs_in_with",
     "take_over",
     "tells_how_to_connect",
+    "template_pool",
     "unwrapped",
     "was_lost_in_flight",
 ]

@@ -71,6 +71,12 @@ class Dialed:
         return Address(host, port, getattr(connection, "db", 0))
 
     @property
+    def peer(self) -> tuple[str, int] | None:
+        """The address at the other end; None for a socket of another family, or a closed one."""
+        name = self.transport.get_extra_info("peername")
+        return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
+
+    @property
     def health_check_interval(self) -> float:
         """Seconds without traffic after which redis-py's user wants a PING; 0 for never."""
         return float(self.connection.health_check_interval or 0)

@@ -15,7 +15,7 @@ from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
 from redis import exceptions as redis_exceptions
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 
 from ._capabilities import has
 
@@ -34,7 +34,11 @@ class Address(NamedTuple):
 
 def is_observed() -> bool:
     """Whether commands have to be shown to somebody."""
-    return _is_wrapped(Redis, "execute_command") or _metrics_are_on()
+    return (
+        _is_wrapped(Redis, "execute_command")
+        or _is_wrapped(RedisCluster, "execute_command")
+        or _metrics_are_on()
+    )
 
 
 # -- metrics -------------------------------------------------------------------------------------

@@ -1,0 +1,218 @@
+"""The way of one command, or one pipeline's share, from node to node until it is answered.
+
+What a server refuses to execute is sent where it says, or where the topology says by then. A
+command whose connection was lost waits for whatever comes first: its node is back, or its slots
+have another owner. What may have run is not repeated, see ``_recovery``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from redis import exceptions as redis_exceptions
+
+from .._recovery import maybe_executed
+from .._redaction import again
+from .._redis_py import retry_delays
+from ..errors import ClosedError, ConnectError, ConnectTimeoutError
+from ._nodes import Node
+from ._redirects import Action, Redirect, judge
+from ._topology import Topology
+
+__all__ = ["Journey"]
+
+FREE_REDIRECTS: Final = 3
+"""Redirections that are followed at once; nodes that do not agree yet send in circles."""
+
+FIRST_PAUSE: Final = 0.01
+LAST_PAUSE: Final = 0.25
+"""Seconds until a command is sent again that was refused: doubled from the first to the last."""
+
+
+class Journey:
+    """What is known of a command on its way; for one use.
+
+    ``choose()`` names the node to send it to now, and may raise redis-py's SlotNotCoveredError;
+    ``name()`` is what the command is called in errors; ``repeatable`` is True for what changes
+    nothing; ``retry`` the user's redis-py ``Retry`` for all else, or None. ``patience`` is in
+    seconds: attempts end so long after the first failure.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        choose: Callable[[], Node],
+        *,
+        name: Callable[[], str],
+        repeatable: bool,
+        retry: Any,
+        patience: float,
+        on_repeat: Callable[[Exception], Awaitable[None]] | None = None,
+    ) -> None:
+        self._topology = topology
+        self._choose = choose
+        self._name = name
+        self._repeatable = repeatable
+        self._retry = retry
+        self._patience = patience
+        self._on_repeat = on_repeat
+        self._deadline: float | None = None
+        self._delays: Any = None
+        self._redirects = 0
+        self._pause = FIRST_PAUSE
+        self._last: Exception | None = None
+        self._wants = False
+        self._want = contextlib.ExitStack()
+
+    async def run(
+        self,
+        attempt: Callable[[Node, bool], Awaitable[Any]],
+        *,
+        connects: bool = True,
+        failure: Exception | None = None,
+        at: Node | None = None,
+    ) -> Any:
+        """The outcome of ``attempt(node, asking)`` on the node where it succeeds.
+
+        ``failure`` and ``at`` say how and where a first attempt has ended that was made elsewhere.
+        ``connects`` is False for what brings its own connection. Raises what the last attempt
+        raised, ``MaybeExecutedError``, ``ConnectTimeoutError``. Cancelling it cancels the attempt
+        and nobody else's wait.
+        """
+        node, asking = at, False
+        with self._want:
+            while True:
+                if failure is not None:
+                    node, asking = await self._after(failure, node)
+                    failure = None
+                try:
+                    if node is None:
+                        node = self._choose()
+                    if connects and not node.is_connected and not await self._usable(node):
+                        node = None if not asking else node
+                        continue
+                    return await attempt(node, asking)
+                except redis_exceptions.RedisError as exc:
+                    failure = exc
+                except ClosedError as exc:
+                    if self._topology.closed or node is None or not node.retired:
+                        raise
+                    failure = exc
+
+    async def _after(self, failure: Exception, node: Node | None) -> tuple[Node | None, bool]:
+        """Where to go after ``failure`` at ``node``: None for wherever ``choose`` says then."""
+        left = isinstance(failure, ClosedError)  # the node has, so nothing was sent
+        redirect = Redirect(Action.LOST) if left else judge(failure)
+        if redirect.action is Action.RAISE:
+            raise failure
+        self._last = failure
+        now = asyncio.get_running_loop().time()
+        if self._deadline is None:
+            self._deadline = now + self._patience
+        lost = redirect.action is Action.LOST
+        if lost and not self._repeatable and getattr(failure, "written", False):
+            await self._leave_to_the_user(failure, now)
+        elif now >= self._deadline:
+            raise self._too_late(failure)
+        if self._on_repeat is not None:
+            await self._on_repeat(failure)
+        if redirect.action in (Action.MOVED, Action.ASK):
+            assert node is not None
+            asks = redirect.action is Action.ASK
+            follow = self._topology.asked if asks else self._topology.moved
+            owner = follow(redirect, node)
+            self._redirects += 1
+            if self._redirects > FREE_REDIRECTS:
+                await asyncio.sleep(self._next_pause())
+            return owner, asks
+        if redirect.action is Action.AGAIN:
+            await asyncio.sleep(self._next_pause())
+            return None, False
+        self._begin_to_want()
+        if not lost:
+            await self._change(self._next_pause())
+        elif node is not None and (node.is_connected or isinstance(failure, ConnectError)):
+            # Its connections end at once, or can't be made.
+            await self._change(self._next_pause())
+        return None, False
+
+    async def _leave_to_the_user(self, failure: Exception, now: float) -> None:
+        """Wait as the user's ``retry=`` says before a write that may have run is repeated."""
+        assert isinstance(failure, redis_exceptions.RedisError)
+        assert self._deadline is not None
+        if self._delays is None:
+            self._delays = retry_delays(self._retry)
+        delay = next(self._delays, None)
+        if delay is None or now > self._deadline:
+            raise maybe_executed(self._name(), failure)
+        await asyncio.sleep(delay)
+
+    async def _usable(self, node: Node) -> bool:
+        """Wait for a connection to ``node``; False if the topology has changed before.
+
+        Raises what keeps it from connecting, ``ConnectTimeoutError`` at the end of the patience.
+        """
+        loop = asyncio.get_running_loop()
+        if self._deadline is None:
+            self._deadline = loop.time() + self._patience
+        if node.was_connected:
+            self._begin_to_want()
+        usable, changed = node.usable(), self._topology.next_change()
+        left = max(0.0, self._deadline - loop.time())
+        done, _ = await asyncio.wait(
+            {usable, changed}, timeout=left, return_when=asyncio.FIRST_COMPLETED
+        )
+        if usable in done:
+            if usable.cancelled():
+                raise ClosedError("the client of this cluster was closed meanwhile")
+            if (error := usable.exception()) is not None:
+                raise again(error)
+            return True
+        if changed in done:
+            return False
+        raise self._too_late(self._last or _no_answer(node))
+
+    async def _change(self, patience: float) -> None:
+        """Wait until slots have another owner, but no longer than ``patience``."""
+        await asyncio.wait({self._topology.next_change()}, timeout=patience)
+
+    def _begin_to_want(self) -> None:
+        if not self._wants:
+            self._wants = True
+            self._want.enter_context(self._topology.wanted())
+
+    def _next_pause(self) -> float:
+        pause, self._pause = self._pause, min(self._pause * 2, LAST_PAUSE)
+        return pause * random.uniform(0.5, 1)
+
+    def _too_late(self, failure: Exception) -> Exception:
+        """What to raise when the patience is over."""
+        if isinstance(failure, redis_exceptions.AskError):
+            error: Exception = redis_exceptions.ClusterError(
+                f"TTL exhausted. {self._name()} was sent from node to node for "
+                f"{self._patience:g} s (recovery_timeout), at last with {failure}"
+            )
+        elif isinstance(failure, redis_exceptions.ConnectionError) and not isinstance(
+            failure, (redis_exceptions.BusyLoadingError, ConnectTimeoutError)
+        ):
+            error = ConnectTimeoutError(
+                f"{self._name()} found no usable node within {self._patience:g} s "
+                f"(recovery_timeout); last failure: {failure}",
+                stage=getattr(failure, "stage", "tcp"),
+                host=getattr(failure, "host", None),
+                port=getattr(failure, "port", None),
+            )
+        else:
+            return failure
+        error.__cause__ = failure
+        return error
+
+
+def _no_answer(node: Node) -> ConnectTimeoutError:
+    return ConnectTimeoutError(
+        f"{node.name} has not answered yet", stage="tcp", host=node.host, port=node.port
+    )

@@ -1,0 +1,73 @@
+"""What an error says about where a command belongs; a pure table.
+
+Everything here but a loss is a server's refusal: the command was not executed, so it may always
+be sent again.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Final, NamedTuple
+
+from redis import exceptions as redis_exceptions
+
+from .._redis_py import is_exhausted
+from ..errors import MaybeExecutedError
+
+__all__ = ["Action", "Redirect", "judge"]
+
+
+class Action(enum.Enum):
+    """What to do about an error."""
+
+    MOVED = "moved"
+    """The slot has another owner: remember that, and send it there."""
+    ASK = "ask"
+    """This once it is for another node, right behind ASKING."""
+    AGAIN = "again"
+    """The same way in a moment: a slot is being moved, a server is loading its data."""
+    REFRESH = "refresh"
+    """Who owns the slot is about to change: find out, and send it there."""
+    LOST = "lost"
+    """The connection ended, or there is none: whether it may be repeated is another question."""
+    RAISE = "raise"
+    """It is the caller's."""
+
+
+class Redirect(NamedTuple):
+    """An action, and where to: an empty ``host`` is that of the node which said so."""
+
+    action: Action
+    host: str = ""
+    port: int = 0
+    slot: int = -1
+
+
+_RAISE: Final = Redirect(Action.RAISE)
+
+_ACTIONS: Final[tuple[tuple[type[Exception], Action], ...]] = (
+    (redis_exceptions.TryAgainError, Action.AGAIN),
+    (redis_exceptions.BusyLoadingError, Action.AGAIN),
+    (redis_exceptions.ClusterDownError, Action.REFRESH),
+    (redis_exceptions.MasterDownError, Action.REFRESH),
+    (redis_exceptions.ReadOnlyError, Action.REFRESH),
+    (redis_exceptions.SlotNotCoveredError, Action.REFRESH),
+    # redis-py's ConnectionError has replies among its kinds, and what waiting does not help with.
+    (redis_exceptions.AuthenticationError, Action.RAISE),
+    (redis_exceptions.AuthorizationError, Action.RAISE),
+    (MaybeExecutedError, Action.RAISE),
+    (redis_exceptions.ConnectionError, Action.LOST),
+)
+
+
+def judge(error: Exception) -> Redirect:
+    """What to do about ``error``, how a command's attempt on one node has ended."""
+    if isinstance(error, redis_exceptions.AskError):  # MovedError is one, too
+        moved = isinstance(error, redis_exceptions.MovedError)
+        told: Any = error
+        action = Action.MOVED if moved else Action.ASK
+        return Redirect(action, told.host, told.port, told.slot_id)
+    for kind, action in _ACTIONS:
+        if isinstance(error, kind):
+            return _RAISE if is_exhausted(error) else Redirect(action)
+    return _RAISE
