@@ -72,6 +72,7 @@ class Comparison:
     """Lost in the whole run and again when run alone."""
     only_together: Collection[str]
     """Lost in the whole run only: alone they pass with ours, or fail with redis-py's own too."""
+    cluster: bool = False
 
     def unlisted(self, reasons: Mapping[str, str]) -> list[str]:
         """The confirmed ones that no entry of ``reasons`` explains."""

@@ -1,4 +1,4 @@
-"""A pytest plugin that puts another client in the place of ``redis.asyncio.Redis``.
+"""A pytest plugin that puts other clients in the place of redis-py's asynchronous ones.
 
 It has to be loaded with ``-p``, as the tests' own conftest already imports the class. It also
 writes the outcome of each phase of each test to a file, for the comparison.
@@ -12,7 +12,7 @@ import inspect
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -20,28 +20,44 @@ import pytest
 import pytest_asyncio
 import redis.asyncio
 
-from aioentra_redis import EntraRedis
+from aioentra_redis import EntraRedis, EntraRedisCluster
 
-from .tokens import ROTATION, TokenSignIn, close_source, events, rotate_every
+from .tokens import (
+    ROTATION,
+    TokenClusterSignIn,
+    TokenSignIn,
+    close_source,
+    events,
+    rotate_every,
+)
 
-PLAIN = redis.asyncio.Redis
-CLIENTS: dict[str, type[redis.asyncio.Redis]] = {
-    "plain": PLAIN,
-    "entra": EntraRedis,
-    "tokens": TokenSignIn,
+PLAIN: dict[str, type] = {
+    "Redis": redis.asyncio.Redis,
+    "StrictRedis": redis.asyncio.Redis,
+    "RedisCluster": redis.asyncio.RedisCluster,
 }
-NAMES = ("Redis", "StrictRedis")
+"""The classes that give way, by the names under which modules know them."""
+
+CLIENTS: dict[str, dict[str, type]] = {
+    "plain": PLAIN,
+    "entra": {"Redis": EntraRedis, "StrictRedis": EntraRedis, "RedisCluster": EntraRedisCluster},
+    "tokens": {
+        "Redis": TokenSignIn,
+        "StrictRedis": TokenSignIn,
+        "RedisCluster": TokenClusterSignIn,
+    },
+}
 
 
-def swap(client: type[redis.asyncio.Redis]) -> None:
-    """Bind every name under which redis-py's modules hold the class to ``client``.
+def swap(classes: Mapping[str, type]) -> None:
+    """Bind every name under which redis-py's modules hold a class to ours.
 
     What was derived from it (redis-py's ``Pipeline``) keeps the class that it was derived from.
     """
     for module in [each for name, each in sys.modules.items() if name.startswith("redis.")]:
-        for name in NAMES:
-            if getattr(module, name, None) is PLAIN:
-                setattr(module, name, client)
+        for name, ours in classes.items():
+            if getattr(module, name, None) is PLAIN[name]:
+                setattr(module, name, ours)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,7 +78,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return f"client: {redis.asyncio.Redis.__module__}.{redis.asyncio.Redis.__qualname__}"
+    classes = (redis.asyncio.Redis, redis.asyncio.RedisCluster)
+    return "clients: " + ", ".join(f"{each.__module__}.{each.__qualname__}" for each in classes)
 
 
 class Recorder:

@@ -1,9 +1,14 @@
-"""The servers that the tests run on: Redis and Valkey, out of wheels, on free ports of loopback."""
+"""The servers that the tests run on: Redis and Valkey, out of wheels, on free ports of loopback.
+
+One alone, or six of them as a cluster.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import platform
+import random
 import re
 import socket
 import subprocess
@@ -12,7 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["EXECUTABLES", "name_and_version", "serve"]
+from support.server_cluster import ServerCluster
+
+__all__ = ["EXECUTABLES", "name_and_version", "serve", "serve_cluster"]
 
 START_TIMEOUT = 15.0
 
@@ -74,6 +81,21 @@ def serve(name: str, folder: Path, oid: str) -> Iterator[int]:
         process.wait()
 
 
+@contextlib.contextmanager
+def serve_cluster(name: str, oid: str) -> Iterator[int]:
+    """Run a fresh, empty cluster: three primaries, a replica each; yields its first port.
+
+    Its ports follow each other, as some tests expect. Raises RuntimeError if it doesn't form.
+    """
+    ports = _row_of_ports()
+    cluster = ServerCluster(server=str(EXECUTABLES[name]()), users=[oid], ports=ports)
+    try:
+        asyncio.run(cluster.start())
+        yield ports[0]
+    finally:
+        cluster.stop()
+
+
 def name_and_version(name: str) -> str:
     """What the server calls itself: ``Redis 8.2.3``."""
     told = subprocess.run(
@@ -88,6 +110,25 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+NODES = 6
+PROXIES = 1000
+"""A test puts proxies in front of the nodes, on ports that are higher by this."""
+ROWS = range(16_379, 30_000, 10)
+"""Where rows of ports may begin: below those that the system gives to whoever asks for any."""
+
+
+def _row_of_ports() -> list[int]:
+    """The ports of a cluster, one after the other; those of the proxies are free, too."""
+    for first in random.sample(ROWS, len(ROWS)):
+        row = [first + offset for offset in range(NODES)]
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in (*row, *(port + PROXIES for port in row)):
+                probe = stack.enter_context(socket.socket())
+                probe.bind(("127.0.0.1", port))
+            return row
+    raise RuntimeError(f"there are no {NODES} ports in a row that are free")
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

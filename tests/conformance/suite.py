@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .compare import Outcome, merge
-from .servers import serve
+from .servers import serve, serve_cluster
 from .tokens import OID
 
-__all__ = ["MODULES", "VERSION", "Run", "events", "fetch"]
+__all__ = ["CLUSTER_MODULES", "MODULES", "VERSION", "Run", "events", "fetch"]
 
 VERSION = "8.1.0"
 """The redis-py whose tests are run; the same version has to be installed."""
@@ -46,7 +47,13 @@ MODULES = (
 )
 """Those of ``tests/test_asyncio`` that need one plain server and nothing else."""
 
-MARKERS = "not onlycluster and not redismod and not ssl and not cp_integration"
+CLUSTER_MODULES = ("cluster", "cluster_transaction")
+"""Those that need a cluster: three primaries with a replica each, and nothing else."""
+
+CLUSTER_PORTS = (16_379, 16_380)
+"""The ports that those modules name: of the first two nodes of whoever made them."""
+
+MARKERS = "not redismod and not ssl and not cp_integration"
 
 OUTCOMES = "outcomes.jsonl"
 RAN = (0, 1)
@@ -83,15 +90,27 @@ def fetch(folder: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The tests with one client on a server of their own."""
+    """The tests with one client on a server, or a cluster, of their own."""
 
     server: str
     protocol: int
     client: str
     """One of ``plugin.CLIENTS``."""
+    cluster: bool = False
 
     def __str__(self) -> str:
-        return f"{self.server}-resp{self.protocol}-{self.client}"
+        shape = "-cluster" if self.cluster else ""
+        return f"{self.server}{shape}-resp{self.protocol}-{self.client}"
+
+    @contextlib.contextmanager
+    def _served(self, suite: Path, folder: Path) -> Iterator[tuple[int, Path]]:
+        """The port of a server, and the tests for it."""
+        if not self.cluster:
+            with serve(self.server, folder, OID) as port:
+                yield port, suite
+            return
+        with serve_cluster(self.server, OID) as port:
+            yield port, _with_ports_from(port, suite, folder / "suite")
 
     def outcomes(
         self, suite: Path, folder: Path, tests: Sequence[str], options: Sequence[str] = ()
@@ -102,12 +121,14 @@ class Run:
         didn't come to its end.
         """
         shutil.rmtree(folder, ignore_errors=True)
-        with serve(self.server, folder, OID) as port:
+        folder.mkdir(parents=True)
+        with self._served(suite, folder) as (port, tests_folder):
             report = folder / OUTCOMES
+            other = "not onlynoncluster" if self.cluster else "not onlycluster"
             command = [
                 *(sys.executable, "-m", "pytest", "-q", "-p", "conformance.plugin"),
                 # The cache would be shared by runs side by side.
-                *("-p", "no:cacheprovider", "-m", MARKERS),
+                *("-p", "no:cacheprovider", "-m", f"{other} and {MARKERS}"),
                 *("--client", self.client, "--outcomes", str(report)),
                 *("--redis-url", f"redis://localhost:{port}/0"),
                 *("--protocol", str(self.protocol)),
@@ -121,7 +142,7 @@ class Run:
             with log.open("wb") as output:
                 code = subprocess.run(
                     command,
-                    cwd=suite,
+                    cwd=tests_folder,
                     env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -131,6 +152,18 @@ class Run:
         if code not in RAN:
             raise RuntimeError(f"{self}: pytest ended with {code}, see {log}\n{_tail(log)}")
         return merge(_read(report))
+
+
+def _with_ports_from(first: int, suite: Path, copy: Path) -> Path:
+    """A copy of the tests that has the cluster's ports where it names those of its authors'."""
+    shutil.copytree(suite, copy)
+    for module in CLUSTER_MODULES:
+        path = copy / "tests" / "test_asyncio" / f"test_{module}.py"
+        text = path.read_text(encoding="utf-8")
+        for offset, port in enumerate(CLUSTER_PORTS):
+            text = text.replace(str(port), str(first + offset))
+        path.write_text(text, encoding="utf-8")
+    return copy
 
 
 def events(folder: Path) -> dict[str, int]:

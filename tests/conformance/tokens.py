@@ -1,4 +1,4 @@
-"""A client that signs in with tokens which rotate several times a second, whatever it is told.
+"""Clients that sign in with tokens which rotate several times a second, whatever they are told.
 
 So that tests which know nothing of tokens run over connections that are re-authenticated all the
 while. A client that is given a way to sign in keeps it.
@@ -15,9 +15,17 @@ from typing import Any
 from azure.core.credentials import AccessTokenInfo
 from support.token_fakes import jwt
 
-from aioentra_redis import EntraRedis, Event, TokenSource, _schedule
+from aioentra_redis import EntraRedis, EntraRedisCluster, Event, TokenSource, _schedule
 
-__all__ = ["OID", "ROTATION", "TokenSignIn", "close_source", "events", "rotate_every"]
+__all__ = [
+    "OID",
+    "ROTATION",
+    "TokenClusterSignIn",
+    "TokenSignIn",
+    "close_source",
+    "events",
+    "rotate_every",
+]
 
 OID = "0d5f0d8e-6f1e-4b0e-9f6c-c0f0a7e51ab5"
 """Who the tokens are of; the server knows a user of that name who needs no password."""
@@ -94,6 +102,15 @@ async def close_source(loop: asyncio.AbstractEventLoop) -> None:
         await source.aclose()
 
 
+def with_tokens(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a client that is not told otherwise how to sign in."""
+    options.setdefault("token_source", source_of_this_loop())
+    # Some tests name hosts that nobody ever dials, or have no certificate to show.
+    options.setdefault("allow_plaintext", True)
+    options.setdefault("allow_insecure_tls", True)
+    return options
+
+
 class TokenSignIn(EntraRedis):
     """An ``EntraRedis`` that signs in with tokens unless told to sign in otherwise."""
 
@@ -101,9 +118,16 @@ class TokenSignIn(EntraRedis):
         pool = kwargs.get("connection_pool")
         settings = kwargs if pool is None else pool.connection_kwargs
         if not any(settings.get(name) for name in SIGN_IN_KEYWORDS):
-            kwargs.setdefault("token_source", source_of_this_loop())
-            # Some tests name hosts that nobody ever dials, or have no certificate to show.
-            kwargs.setdefault("allow_plaintext", True)
-            kwargs.setdefault("allow_insecure_tls", True)
+            with_tokens(kwargs)
         super().__init__(**kwargs)
         self._hub.listen(count)  # with on_event=, the shared source's would count once per client
+
+
+class TokenClusterSignIn(EntraRedisCluster):
+    """An ``EntraRedisCluster`` that signs in with tokens unless told to sign in otherwise."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if not any(kwargs.get(name) for name in SIGN_IN_KEYWORDS):
+            with_tokens(kwargs)
+        super().__init__(*args, **kwargs)
+        self._hub.listen(count)

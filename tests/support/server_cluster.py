@@ -138,8 +138,9 @@ class ServerCluster:
     """Primaries with ``replicas`` each. ``server`` is the emulator's choice of one, or a path.
 
     ``settings`` are lines of the servers' configuration, on top or instead of ours; ``users`` may
-    sign in with any password, which is what a token is to them. Also usable without a loop:
-    ``start()`` under ``asyncio.run()``, ``stop()`` from anywhere.
+    sign in with any password, which is what a token is to them; ``ports`` are the nodes', primaries
+    first, or any that are free. Also usable without a loop: ``start()`` under ``asyncio.run()``,
+    ``stop()`` from anywhere.
     """
 
     host = HOST
@@ -153,8 +154,10 @@ class ServerCluster:
         node_timeout: int = NODE_TIMEOUT,
         users: Iterable[str] = (),
         settings: Mapping[str, str] | None = None,
+        ports: Sequence[int] | None = None,
     ) -> None:
         self._shape = (primaries, replicas)
+        self._ports = ports
         self._server = server
         self._users = tuple(users)
         self._settings = {
@@ -205,11 +208,12 @@ class ServerCluster:
         assert self._folder is not None
         primaries, replicas = self._shape
         count = primaries * (1 + replicas)
-        ports = free_ports(2 * count)
-        for number in range(count):
+        free = free_ports(2 * count)
+        ports, bus_ports = self._ports or free[:count], free[count:]
+        for number, (port, bus_port) in enumerate(zip(ports, bus_ports, strict=True)):
             folder = self._folder / f"node-{number}"
             folder.mkdir()
-            self.nodes.append(ClusterNode(ports[2 * number], ports[2 * number + 1], folder))
+            self.nodes.append(ClusterNode(port, bus_port, folder))
         for node in self.nodes:
             settings = {
                 **self._settings,
