@@ -25,6 +25,8 @@ __all__ = [
     "EventCallback",
     "EventHub",
     "EventsDropped",
+    "MaintenanceAnnounced",
+    "MaintenanceKind",
     "MessagesMayBeMissing",
     "Reauthenticated",
     "ReauthenticationFailed",
@@ -71,6 +73,23 @@ class AuthTrigger(enum.Enum):
     """The token had been refused or left unanswered before, and was tried again."""
     COMMAND = "command"
     """Its deadline had passed, so it went in front of the owner's next command."""
+
+
+class MaintenanceKind(enum.Enum):
+    """What a server announces to its connections; the values are its own words."""
+
+    MOVING = "MOVING"
+    """The endpoint goes on at another one; a connection there takes over before this one ends."""
+    MIGRATING = "MIGRATING"
+    """A shard begins to move to another node: answers may take longer, ``MIGRATED`` ends that."""
+    MIGRATED = "MIGRATED"
+    FAILING_OVER = "FAILING_OVER"
+    """A failover begins: answers may take longer, ``FAILED_OVER`` ends that."""
+    FAILED_OVER = "FAILED_OVER"
+    SMIGRATING = "SMIGRATING"
+    """In a cluster, slots begin to move to another node."""
+    SMIGRATED = "SMIGRATED"
+    """In a cluster, slots have moved: who owns them is looked up again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +183,27 @@ class ConnectionReplaced(Event):
     new: str
     host: str
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceAnnounced(Event):
+    """The server has told the shared connection of maintenance, about to begin or over.
+
+    ``sequence`` is the server's number for it: each connection is told, with the same one.
+    ``seconds`` is how long it takes, or until when the connection should have moved; ``target`` the
+    endpoint to move to, with its port. ``slots`` are the ranges of slots that are about to move,
+    ``moves`` those that have: from which endpoint, to which one, the ranges. What the server did
+    not say is None, or empty.
+    """
+
+    connection: str
+    host: str
+    kind: MaintenanceKind
+    sequence: int | None = None
+    seconds: float | None = None
+    target: str | None = None
+    slots: str | None = None
+    moves: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

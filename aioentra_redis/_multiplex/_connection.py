@@ -37,6 +37,8 @@ from ..errors import (
     SignInRefusedError,
     TokenError,
 )
+from ._ending import see_off
+from ._moves import Moves
 from ._outage import Outage
 from ._reauth import Reauthenticator, keep_running
 from ._session import Session
@@ -44,6 +46,7 @@ from ._session import Session
 if TYPE_CHECKING:
     import redis.asyncio
 
+    from .._events import MaintenanceAnnounced
     from .._redis_py import Address
     from .._source import TokenSource
     from .._supervision import Supervised
@@ -57,9 +60,6 @@ LAST_DELAY: Final = 10.0
 DEMAND_DELAY: Final = 1.0
 """Seconds between attempts to reconnect: doubled from the first to the last, each shortened by up
 to half at random; no more than ``DEMAND_DELAY`` while somebody waits."""
-
-GOODBYE: Final = 1.0
-"""Seconds that a server gets to close a TLS connection from its side."""
 
 SHORT_LIFE: Final = 1.0
 """Seconds; a server that ends its connections sooner, time and again, is not asked at once."""
@@ -96,6 +96,7 @@ class MultiplexedConnection:
         self._home = Home("the client")
         self._sessions: dict[Session, Supervised | None] = {}
         self._connecting: Supervised | None = None
+        self._moves = Moves()
         self._outage = Outage()
         self._refusing: Server | None = None
         """The server that refuses tokens, as long as it is not to be asked again."""
@@ -296,8 +297,10 @@ class MultiplexedConnection:
         self._sessions[session] = task
         self._use(session)
         self.address = session.address
-        look = weakref.WeakMethod(self._look)  # weak for the reason that is given in `_dial`
+        # Weak for the reason that is given in `_dial`.
+        look, noticed = weakref.WeakMethod(self._look), weakref.WeakMethod(self._noticed)
         session.on_watch = lambda: (look() or _nobody)()
+        session.on_notice = lambda *args: (noticed() or _nobody)(*args)
         self._installed_at = asyncio.get_running_loop().time()
         self._was_connected = True
         self._repeats.over()
@@ -336,10 +339,16 @@ class MultiplexedConnection:
         old.ledger.move_to(ConnectionState.DRAINING)
         old.drain()
 
+    def _noticed(self, session: Session, notice: MaintenanceAnnounced) -> None:
+        self.hub.emit(notice)
+        if session is self.session:
+            self._moves.announced(session, notice, self._replace, self.hub)
+
     def _lost(self, session: Session, cause: Exception | None) -> None:
         task = self._sessions.pop(session, None)
         if task is not None:
             task.stop()
+        self._moves.over(session)
         self.hub.emit(ConnectionClosed(session.name, session.host, cause))
         if session is not self.session:
             return
@@ -396,13 +405,7 @@ class MultiplexedConnection:
         for session in sessions:
             if not session.closed:
                 session.close()
-        try:
-            async with asyncio.timeout(GOODBYE):
-                for session in sessions:
-                    await session.wait_closed()
-        except TimeoutError:
-            for session in sessions:
-                session.close()  # cut off: the peer does not say goodbye
+        await see_off(sessions)
 
     def forget(self) -> None:
         """Let the session end by itself, as its pool's ``reset()`` does; may be called anywhere."""
@@ -437,7 +440,7 @@ class MultiplexedConnection:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        running = [*self._sessions.values(), self._connecting]
+        running = [*self._sessions.values(), self._connecting, self._moves.running]
         tasks = [each.stop() for each in running if each is not None]
         self._outage.end(ClosedError(f"the client of {self.host} was closed meanwhile"))
         if ending := [task for task in tasks if task is not None]:
@@ -477,7 +480,7 @@ class MultiplexedConnection:
             return True
 
         def let_go() -> None:
-            for task in [*self._sessions.values(), self._connecting]:
+            for task in [*self._sessions.values(), self._connecting, self._moves.running]:
                 if task is not None:
                     task.stop()
             for session in list(self._sessions):

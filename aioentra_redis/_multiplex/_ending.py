@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ConnectionLostError
 
 if TYPE_CHECKING:
     from .._redis_py import Dialed
 
-__all__ = ["Ending", "ignore_outcome"]
+__all__ = ["Ending", "ignore_outcome", "see_off"]
+
+GOODBYE: Final = 1.0
+"""Seconds that a server gets to close a TLS connection from its side."""
 
 
 class Ending(asyncio.Protocol):
@@ -27,6 +31,10 @@ class Ending(asyncio.Protocol):
     """Done when the socket is closed."""
     _original: Any
     """The protocol that the transport had before ours: redis-py's streams."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close at once; a session that has ended, but whose socket lingers, is cut off."""
 
     @abstractmethod
     def _end(self, cause: Exception | None) -> None:
@@ -58,6 +66,17 @@ class Ending(asyncio.Protocol):
         error.written = written
         error.__cause__ = self.cause
         return error
+
+
+async def see_off(sessions: Iterable[Ending]) -> None:
+    """Wait until sessions that are being closed are so; no longer than ``GOODBYE``."""
+    try:
+        async with asyncio.timeout(GOODBYE):
+            for session in sessions:
+                await session.wait_closed()
+    except TimeoutError:
+        for session in sessions:
+            session.close()  # cut off: the peer does not say goodbye
 
 
 def ignore_outcome(future: asyncio.Future[Any]) -> None:

@@ -25,6 +25,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .._lifecycle import Home
+from .._maintenance import notice_in
 from .._redaction import without_tracebacks
 from .._repeats import Repeats
 from .._schedule import AUTH_TIMEOUT, IDLE_PING
@@ -34,6 +35,7 @@ from ._engine import Engine, Packed, Patient, ProtocolViolation
 from ._ledger import Ledger
 
 if TYPE_CHECKING:
+    from .._events import MaintenanceAnnounced
     from .._redis_py import Dialed
     from .._token import Token
 
@@ -101,6 +103,8 @@ class Session(Ending):
         self.address = dialed.address
         self.on_watch: Callable[[], None] | None = None
         """Called with every look of the watchdog, a few times a second."""
+        self.on_notice: Callable[[Session, MaintenanceAnnounced], None] | None = None
+        """Called with what the server announces of its maintenance."""
         self.ledger = Ledger(self.name, dialed.token, dialed.handshake_seconds)
         self._repeats = Repeats()
         self.cause: Exception | None = None
@@ -362,9 +366,15 @@ class Session(Ending):
             self._end_if_drained()
 
     def _dispatch_push(self, push: Any) -> None:
-        task = self._loop.create_task(self.dialed.dispatch_push(push))
+        task = self._loop.create_task(self._pushed(push))
         self._pushes.add(task)
         task.add_done_callback(self._pushes.discard)
+
+    async def _pushed(self, push: Any) -> None:
+        await self.dialed.dispatch_push(push)  # before us: it says where to connect from now on
+        notice = notice_in(push, connection=self.name, host=self.host)
+        if notice is not None and self.on_notice is not None:
+            self.on_notice(self, notice)
 
     # -- time ------------------------------------------------------------------------------------
 

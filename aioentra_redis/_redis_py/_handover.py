@@ -18,8 +18,8 @@ from redis.backoff import NoBackoff
 
 from ..errors import ConnectTimeoutError
 from ._asking import ask_with_the_sign_in
-from ._capabilities import has
 from ._commands import packer
+from ._maintenance import dispatch, patience_of
 from ._sign_in import SignIn, let_go_of, no_answer
 from ._telemetry import Address
 
@@ -60,8 +60,7 @@ class Dialed:
     @property
     def socket_timeout(self) -> float | None:
         """Seconds that a reply may take; read each time, maintenance notifications relax it."""
-        timeout: float | None = self.connection.socket_timeout
-        return timeout
+        return patience_of(self.connection)
 
     @property
     def address(self) -> Address:
@@ -112,12 +111,7 @@ class Dialed:
 
     async def dispatch_push(self, push: Any) -> None:
         """Hand an out-of-band message (maintenance, invalidation) to redis-py's own handlers."""
-        if not has("resp3_pushes"):
-            return  # a redis-py without handlers: nobody can have asked for the message
-        try:
-            await self.connection._parser.handle_push_response(list(push))
-        except Exception:
-            logger.exception("a push notification handler of redis-py raised")
+        await dispatch(self.connection, list(push))
 
 
 async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:

@@ -20,6 +20,7 @@ from .._redaction import without_tracebacks
 from .._schedule import reauth_deadline
 from .._servers import server_of
 from .._tls import check_tls
+from .._tls_names import tls_names
 from ..errors import (
     ConfigurationError,
     ConnectionLostError,
@@ -137,8 +138,9 @@ class SignIn(CredentialProvider):
 class _SignedIn:
     """What connections of ours add to redis-py's: TLS and plaintext rules, AUTH among commands.
 
-    ``tls_name`` is the name that the server's certificate must be for, the host's if it is None.
-    ``renewal`` is set while somebody keeps the connection signed in.
+    ``tls_name`` is the name that the server's certificate must be for. If it is None that is the
+    host's own, unless the server itself has named the host, to move there. ``renewal`` is set while
+    somebody keeps the connection signed in.
     """
 
     credential_provider: SignIn
@@ -146,7 +148,7 @@ class _SignedIn:
 
     def __init__(self, *, tls_name: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.tls_name = tls_name
+        self._tls_name = tls_name
         self.credential_provider = self.credential_provider.for_one_connection()
         self.transport_ready_at = 0.0
         self.renewal: Renewal | None = None
@@ -158,10 +160,20 @@ class _SignedIn:
             learned=self._learned,
         )
 
+    @property
+    def tls_name(self) -> str | None:
+        """The name that the server's certificate must be for; None for that of the host."""
+        host: str | None = getattr(self, "host", None)
+        # Where maintenance may lead elsewhere, redis-py keeps what the user has named.
+        origin: str | None = getattr(self, "orig_host_address", None)
+        if self._tls_name is not None or host is None or origin is None or host == origin:
+            return self._tls_name
+        return tls_names([origin]).name_of(host, getattr(self, "port", 0))
+
     def _connection_arguments(self) -> Mapping[str, Any]:
         arguments = dict(super()._connection_arguments())  # type: ignore[misc]
-        if self.tls_name is not None and "ssl" in arguments:
-            arguments.setdefault("server_hostname", self.tls_name)  # a class may bring its own
+        if (name := self.tls_name) is not None and "ssl" in arguments:
+            arguments.setdefault("server_hostname", name)  # a class may bring its own
         return arguments
 
     async def _connect(self) -> None:

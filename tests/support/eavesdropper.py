@@ -22,8 +22,10 @@ class Eavesdropper:
         self.dials = 0
 
     @contextlib.asynccontextmanager
-    async def listening(self, context: ssl.SSLContext | None) -> AsyncIterator[Eavesdropper]:
-        """Listen on 127.0.0.1, over TLS with this context, or in clear with None."""
+    async def listening(
+        self, context: ssl.SSLContext | None, host: str = "127.0.0.1", port: int = 0
+    ) -> AsyncIterator[Eavesdropper]:
+        """Listen on loopback, over TLS with this context, or in clear with None."""
         transports: set[Any] = set()
 
         async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -39,7 +41,7 @@ class Eavesdropper:
                 transports.discard(writer.transport)
                 writer.transport.abort()
 
-        server = await asyncio.start_server(take, "127.0.0.1", 0, ssl=context)
+        server = await asyncio.start_server(take, host, port, ssl=context)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self

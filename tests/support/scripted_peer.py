@@ -125,11 +125,11 @@ class Peer:
 
     @contextlib.asynccontextmanager
     async def serve(
-        self, context: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+        self, context: ssl.SSLContext | None = None, host: str = "127.0.0.1", port: int = 0
     ) -> AsyncIterator[int]:
         """Listen on a port of loopback, which is what is returned; over TLS with a context."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _Served(self), host, 0, ssl=context)
+        server = await loop.create_server(lambda: _Served(self), host, port, ssl=context)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self.port

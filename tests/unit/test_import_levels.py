@@ -17,7 +17,7 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
     frozenset(level.split())
     for level in (
         "errors",
-        "_event_streams _events _lifecycle _metrics _redaction _repeats _threads",
+        "_event_streams _events _lifecycle _maintenance _metrics _redaction _repeats _threads",
         "_token _token_states _schedule _broadcast _options _tls _tls_names _traffic",
         "_breaker _budget _supervision _multiplex._attributes _multiplex._engine"
         " _multiplex._outage _multiplex._rotation"
@@ -29,7 +29,8 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         "_source",
         "_token_thread",
         "_redis_py",
-        "_multiplex._ending _multiplex._ledger _multiplex._reauth _multiplex._session",
+        "_multiplex._ending _multiplex._ledger _multiplex._moves _multiplex._reauth"
+        " _multiplex._session",
         "_multiplex",
         "_health _mode _plans _recovery _renewal",
         "_blocking _client _commands _dedicated _held _lease _losses _pipeline _pubsub"

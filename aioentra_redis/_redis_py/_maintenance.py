@@ -1,0 +1,71 @@
+"""redis-py's maintenance notifications, where they concern a connection that was handed over.
+
+redis-py applies them to the connections that its pool knows, and to its settings for new ones. The
+shared connection is not among the former, so what they would get is done to it here; while a move
+is under way, what its pool has learned holds for it, too.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from ._capabilities import has
+
+__all__ = ["dispatch", "patience_of"]
+
+logger = logging.getLogger("aioentra_redis.connection")
+
+
+async def dispatch(connection: Any, push: list[Any]) -> None:
+    """Hand an out-of-band message (maintenance, invalidation) to redis-py's own handlers."""
+    if not has("resp3_pushes"):
+        return  # a redis-py without handlers: nobody can have asked for the message
+    try:
+        await connection._parser.handle_push_response(push)
+        if push[0] in (b"MOVING", "MOVING"):
+            _relax(connection)
+    except Exception:
+        logger.exception("a push notification handler of redis-py raised")
+
+
+def _pool_handler(connection: Any) -> Any:
+    return getattr(connection, "_maint_notifications_pool_handler", None)
+
+
+def _pool_state(handler: Any) -> Any:
+    """The state in which redis-py's pool makes connections, until the time of a move is over."""
+    return handler.pool.connection_kwargs.get("maintenance_state")
+
+
+def _relax(connection: Any) -> None:
+    """Give ``connection`` the patience that redis-py has just given to those of its pool."""
+    handler = _pool_handler(connection)
+    if handler is None or (state := _pool_state(handler)) is None:
+        return
+    handler.pool.update_connection_settings(
+        connection, state=state, relaxed_timeout=handler.config.relaxed_timeout
+    )
+
+
+def patience_of(connection: Any) -> float | None:
+    """Seconds that a reply may take at this moment, None without end.
+
+    Relaxed during maintenance, but never below what the user has set: redis-py's 10 s may be less.
+    """
+    seconds: float | None = connection.socket_timeout
+    handler = _pool_handler(connection)
+    if handler is None:
+        return seconds
+    state = connection.maintenance_state
+    if state.value == "moving" and _pool_state(handler) is not state:
+        handler.pool.update_connection_settings(
+            connection,
+            state=type(state).NONE,
+            reset_relaxed_timeout=handler.config.is_relaxed_timeouts_enabled(),
+        )
+        return connection.socket_timeout  # type: ignore[no-any-return]
+    if state.value == "none" or seconds is None:
+        return seconds
+    usual: float | None = handler.pool.connection_kwargs.get("orig_socket_timeout")
+    return None if usual is None else max(seconds, usual)
