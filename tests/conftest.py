@@ -18,6 +18,9 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 HERE = Path(__file__).parent
 
+# Before anybody imports them: what is asserted there says what it found, as in a test.
+pytest.register_assert_rewrite("support")
+
 # Where blocking is allowed although a loop runs in the thread. Each entry says why.
 MAY_BLOCK: tuple[tuple[str, str, str], ...] = (
     # Reading a module from disk blocks, and any first import may happen under a test. What the

@@ -240,39 +240,50 @@ async def test_commands_that_azure_does_not_have(
 # ------------------------------------------------------------------------------- re-authentication
 
 
+SHORT = 1.0
+"""Seconds that a token lives whose end is waited for: some round trips fit in, however busy the
+machine is."""
+
+
+async def after_expiry(emulator: Emulator, number: int) -> None:
+    """Wait until a token, by its place in the log, is expired, and what that ends has ended."""
+    expires_on = (await emulator.log()).tokens[number].expires_on
+    await asyncio.sleep(max(0.0, expires_on - time.time()) + 0.1)
+
+
 async def test_expiry_closes_the_connection(
     client: RawClient, entra_emulator: Emulator, oid: str, tls: bool
 ):
-    token = await entra_emulator.issue_token(lifetime=0.4)
-    issued = (await entra_emulator.log()).tokens[-1]
+    token = await entra_emulator.issue_token(lifetime=SHORT)
     assert await client.call("AUTH", oid, token) == OK
     assert await client.ended()
-    assert 0 <= time.time() - issued.expires_on < 0.5
-    [close] = (await entra_emulator.log()).closes
+    ended = time.time()
+    log = await entra_emulator.log()
+    [close], [issued] = log.closes, log.tokens
     assert (close.reason, close.object_id) == ("expiry", oid)
-    assert 0 <= close.time - issued.expires_on < 0.2
+    assert issued.expires_on <= close.time <= ended
 
 
 async def test_a_newer_token_extends_in_the_middle_of_a_pipeline(
     client: RawClient, entra_emulator: Emulator, oid: str
 ):
-    assert await client.call("AUTH", oid, await entra_emulator.issue_token(lifetime=0.4)) == OK
     newer = await entra_emulator.issue_token(lifetime=60)
+    assert await client.call("AUTH", oid, await entra_emulator.issue_token(lifetime=SHORT)) == OK
     client.send(
         pack("SET", "key", "value") + pack("AUTH", oid, newer) + pack("GET", "key") + pack("PING")
     )
     replies = [await client.reply() for _ in range(4)]
     assert replies == [OK, OK, ("$", b"value"), ("+", b"PONG")]
-    await asyncio.sleep(0.5)
+    await after_expiry(entra_emulator, 1)
     assert await client.call("PING") == ("+", b"PONG")
     [connection] = await entra_emulator.connections()
-    assert connection.expires_on == (await entra_emulator.log()).tokens[-1].expires_on
+    assert connection.expires_on == (await entra_emulator.log()).tokens[0].expires_on
 
 
 async def test_a_shorter_token_brings_the_end_nearer(
     plain: RawClient, entra_emulator: Emulator, oid: str
 ):
-    for lifetime in (60, 0.3):
+    for lifetime in (60, SHORT):
         token = await entra_emulator.issue_token(lifetime=lifetime)
         assert await plain.call("AUTH", oid, token) == OK
     assert await plain.ended()
@@ -281,8 +292,8 @@ async def test_a_shorter_token_brings_the_end_nearer(
 async def test_a_refused_token_keeps_the_session_until_its_own_end(
     client: RawClient, entra_emulator: Emulator, oid: str
 ):
-    assert await client.call("AUTH", oid, await entra_emulator.issue_token(lifetime=0.4)) == OK
     newer = await entra_emulator.issue_token()
+    assert await client.call("AUTH", oid, await entra_emulator.issue_token(lifetime=SHORT)) == OK
     await entra_emulator.refuse_auth(1)
     assert await client.call("AUTH", oid, newer) == WRONGPASS
     assert await client.call("PING") == ("+", b"PONG")
@@ -293,8 +304,8 @@ async def test_a_refused_token_keeps_the_session_until_its_own_end(
 async def test_auth_inside_multi_does_not_extend(
     plain: RawClient, entra_emulator: Emulator, oid: str
 ):
-    assert await plain.call("AUTH", oid, await entra_emulator.issue_token(lifetime=0.4)) == OK
     newer = await entra_emulator.issue_token()
+    assert await plain.call("AUTH", oid, await entra_emulator.issue_token(lifetime=SHORT)) == OK
     plain.send(pack("MULTI") + pack("AUTH", oid, newer) + pack("PING") + pack("EXEC"))
     replies = [await plain.reply() for _ in range(4)]
     assert replies == [OK, ("+", b"QUEUED"), ("+", b"QUEUED"), ("*", [OK, ("+", b"PONG")])]
@@ -310,12 +321,12 @@ async def test_auth_after_a_refused_multi_does_extend(
 ):
     # A reader may not MULTI: what follows is no transaction, whatever the client thinks.
     await entra_emulator.set_policy(oid, "reader")
-    assert await plain.call("AUTH", oid, await entra_emulator.issue_token(lifetime=0.4)) == OK
     newer = await entra_emulator.issue_token()
+    assert await plain.call("AUTH", oid, await entra_emulator.issue_token(lifetime=SHORT)) == OK
     plain.send(pack("MULTI") + pack("AUTH", oid, newer))
     assert (await plain.reply())[0] == "-"
     assert await plain.reply() == OK
-    await asyncio.sleep(0.5)
+    await after_expiry(entra_emulator, 1)
     assert await plain.call("GET", "key") == ("$", None)
 
 
@@ -323,9 +334,9 @@ async def test_a_good_token_that_the_server_refuses_does_not_extend(
     plain: RawClient, entra_emulator: Emulator, oid: str
 ):
     # In RESP2, a connection that has subscribed can't AUTH.
-    assert await plain.call("AUTH", oid, await entra_emulator.issue_token(lifetime=0.4)) == OK
-    assert (await plain.call("SUBSCRIBE", "news"))[0] == "*"
     newer = await entra_emulator.issue_token()
+    assert await plain.call("AUTH", oid, await entra_emulator.issue_token(lifetime=SHORT)) == OK
+    assert (await plain.call("SUBSCRIBE", "news"))[0] == "*"
     kind, text = await plain.call("AUTH", oid, newer)
     assert kind == "-"
     assert isinstance(text, bytes)
@@ -334,81 +345,27 @@ async def test_a_good_token_that_the_server_refuses_does_not_extend(
 
 
 async def test_resp3_extends_while_subscribed(plain: RawClient, entra_emulator: Emulator, oid: str):
-    await plain.call(*hello(3, oid, await entra_emulator.issue_token(lifetime=0.4)))
-    await plain.call("SUBSCRIBE", "news")
+    newer = await entra_emulator.issue_token()
     async with RawClient(entra_emulator) as other:
         await other.call("AUTH", oid, await entra_emulator.issue_token())
-        newer = await entra_emulator.issue_token()
+        await plain.call(*hello(3, oid, await entra_emulator.issue_token(lifetime=SHORT)))
+        await plain.call("SUBSCRIBE", "news")
         await other.call("PUBLISH", "news", "before")
         plain.send(pack("AUTH", oid, newer))
         assert (await plain.reply())[0] == ">"
         assert await plain.reply() == OK
-        await asyncio.sleep(0.5)
+        await after_expiry(entra_emulator, 2)
         await other.call("PUBLISH", "news", "after")
         assert await plain.reply() == (">", [("$", b"message"), ("$", b"news"), ("$", b"after")])
 
 
 async def test_monitor_never_extends(plain: RawClient, entra_emulator: Emulator, oid: str):
-    await plain.call("AUTH", oid, await entra_emulator.issue_token(lifetime=0.4))
+    newer = await entra_emulator.issue_token()
+    await plain.call("AUTH", oid, await entra_emulator.issue_token(lifetime=SHORT))
     assert await plain.call("MONITOR") == OK
-    plain.send(pack("AUTH", oid, await entra_emulator.issue_token()))
+    plain.send(pack("AUTH", oid, newer))
     assert OK in await plain.until_end()
     assert [each.reason for each in (await entra_emulator.log()).closes] == ["expiry"]
-
-
-# --------------------------------------------------------------------------------------- slow AUTH
-
-
-@pytest.mark.parametrize("command", ["AUTH", "HELLO"])
-async def test_a_slow_sign_in_holds_up_what_follows_and_nobody_else(
-    client: RawClient, entra_emulator: Emulator, oid: str, command: str
-):
-    token = await entra_emulator.issue_token()
-    async with RawClient(entra_emulator) as other:
-        for each in (client, other):
-            assert await each.call("AUTH", oid, token) == OK
-        await entra_emulator.delay_auth(0.3)
-        sign_in = pack("AUTH", oid, token) if command == "AUTH" else pack(*hello(2, oid, token))
-        begin = time.perf_counter()
-        client.send(pack("INCR", "n") * 3 + sign_in + pack("INCR", "n") * 3)
-        await asyncio.sleep(0.05)
-        client.send(pack("INCR", "n"))
-        assert [await client.reply() for _ in range(3)] == [(":", b"1"), (":", b"2"), (":", b"3")]
-        assert await other.call("INCR", "n") == (":", b"4")
-        assert time.perf_counter() - begin < 0.25
-        assert (await client.reply())[0] in "+*"
-        assert time.perf_counter() - begin >= 0.3
-        assert [await client.reply() for _ in range(4)] == [
-            (":", b"5"),
-            (":", b"6"),
-            (":", b"7"),
-            (":", b"8"),
-        ]
-
-
-async def test_slow_sign_ins_in_a_row(plain: RawClient, entra_emulator: Emulator, oid: str):
-    token = await entra_emulator.issue_token()
-    await entra_emulator.delay_auth(0.1)
-    begin = time.perf_counter()
-    plain.send((pack("AUTH", oid, token) + pack("PING")) * 3)
-    assert [await plain.reply() for _ in range(6)] == [OK, ("+", b"PONG")] * 3
-    assert time.perf_counter() - begin >= 0.3
-
-
-async def test_healing_ends_a_delay(plain: RawClient, entra_emulator: Emulator, oid: str):
-    await entra_emulator.delay_auth(3600)
-    plain.send(pack("AUTH", oid, await entra_emulator.issue_token()) + pack("PING"))
-    await asyncio.sleep(0.05)
-    await entra_emulator.heal()
-    assert [await plain.reply(), await plain.reply()] == [OK, ("+", b"PONG")]
-
-
-async def test_a_delay_outlasts_the_token(plain: RawClient, entra_emulator: Emulator, oid: str):
-    await entra_emulator.delay_auth(0.3)
-    assert await plain.call("AUTH", oid, await entra_emulator.issue_token(lifetime=0.2)) == (
-        WRONGPASS
-    )
-    assert [each.reason for each in (await entra_emulator.log()).auths] == ["expired"]
 
 
 # ------------------------------------------------------------------------------------ transparency
@@ -476,7 +433,7 @@ async def test_a_client_that_goes_away(entra_emulator: Emulator, oid: str):
 
 
 async def until(emulator: Emulator, satisfied: Callable[[list[Any]], bool]) -> None:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         while not satisfied((await emulator.log()).closes):  # noqa: ASYNC110 - another process
             await asyncio.sleep(0.01)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support.programs import run_program
-from support.signing_in import client_of, secret_source
+from support.signing_in import client_of, secret_source, until_gone
 
 from aioentra_redis import (
     ClosedError,
@@ -199,9 +199,7 @@ async def test_200_clients_opened_and_closed_leave_nothing(entra_emulator: Emula
             await asyncio.gather(*(each.aclose() for each in clients))
         assert asyncio.all_tasks() == before
         assert "0 subscribers" in repr(source)
-        async with asyncio.timeout(5):
-            while await entra_emulator.connections():  # noqa: ASYNC110 - nothing tells
-                await asyncio.sleep(0.01)
+        await until_gone(entra_emulator)
     log = await entra_emulator.log()
     assert len(log.auths) == 200
     assert len(log.tokens) == 1
@@ -229,7 +227,7 @@ async def test_clients_with_sources_of_their_own_leave_nothing_either(
         async with client_of(entra_emulator, None, credential=Credential()) as redis:
             assert await redis.ping()
     assert asyncio.all_tasks() == before
-    assert await entra_emulator.connections() == []
+    await until_gone(entra_emulator)
 
 
 async def test_a_client_that_is_dropped_warns_and_lets_go(entra_emulator: Emulator) -> None:
@@ -240,9 +238,7 @@ async def test_a_client_that_is_dropped_warns_and_lets_go(entra_emulator: Emulat
         del redis
         with pytest.warns(ResourceWarning, match="unclosed client"):
             clients.clear()
-        async with asyncio.timeout(5):
-            while await entra_emulator.connections():  # noqa: ASYNC110 - nothing tells
-                await asyncio.sleep(0.01)
+        await until_gone(entra_emulator)
         assert "0 subscribers" in repr(source)
 
 

@@ -7,12 +7,12 @@ import contextlib
 from itertools import pairwise
 
 import pytest
-from support.signing_in import Traffic, Witness, client_of, minted_source, secret_source
+from support.signing_in import Traffic, Witness, client_of, minted_source, secret_source, until
 
 from aioentra_redis import Reauthenticated, ReauthenticationFailed, TokenPublished
 from aioentra_redis.emulator import Emulator, Log
 
-pytestmark = pytest.mark.emulator
+pytestmark = [pytest.mark.emulator, pytest.mark.usefixtures("in_place")]
 
 
 async def test_rotating_every_200_ms_under_100_workers(entra_emulator: Emulator) -> None:
@@ -75,8 +75,9 @@ async def test_two_clients_of_one_source_are_both_kept_signed_in(entra_emulator:
         await witness.at_least(5, TokenPublished)
         assert await first.ping()
         assert await second.ping()
-        assert first.auth_status()[0].reauthentications >= 3
-        assert second.auth_status()[0].reauthentications >= 3
+        for each in (first, second):
+            # A token may be skipped where the next one is there before its AUTH was due.
+            await until(lambda each=each: each.auth_status()[0].reauthentications >= 3)  # type: ignore[misc]
 
 
 # -------------------------------------------------------------------------- AUTH by the deadline

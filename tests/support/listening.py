@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from redis.asyncio.client import PubSub as RedisPubSub
@@ -37,12 +38,29 @@ class Listener:
             await self.task
 
 
-async def publish(redis: EntraRedis, seconds: float, rate: float) -> int:
-    """Publish numbers on a channel, for a pattern, and on a sharded channel; returns how many."""
+async def until_heard(redis: Any, channel: str, listeners: int = 1) -> None:
+    """Wait until the server has so many subscribers of a channel.
+
+    A subscription is a command that nobody waits for; what is published on another connection may
+    overtake it.
+    """
+    async with asyncio.timeout(10):
+        while int((await redis.pubsub_numsub(channel))[0][1]) < listeners:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+async def publish(
+    redis: EntraRedis, seconds: float, rate: float, enough: Callable[[], bool] = lambda: True
+) -> int:
+    """Publish numbers on a channel, for a pattern, and on a sharded channel; returns how many.
+
+    For so many seconds, and until there was ``enough`` of what the numbers are to outlast.
+    """
     clock = asyncio.get_running_loop().time
     start, number = clock(), 0
     kinds = 3 if SHARDED else 2
-    while clock() - start < seconds:
+    while clock() - start < seconds or not enough():
+        assert clock() - start < seconds + 20, "there was never enough"
         number += 1
         sends = [redis.publish("news", number), redis.publish("pattern:1", number)]
         if SHARDED:

@@ -73,7 +73,8 @@ async def every_way(
     kwargs = {} if ours else entra_kwargs(source)
 
     def options() -> dict[str, Any]:
-        common = {**tls(emulator), **no_retries(), **kwargs}
+        patience = {"socket_timeout": 20, "socket_connect_timeout": 20}  # as busy as the machine is
+        common = {**tls(emulator), **no_retries(), **patience, **kwargs}
         return {**common, "protocol": protocol, "db": next(databases)}
 
     direct = {"connection_class": SSLConnection, "host": "localhost", "port": port}

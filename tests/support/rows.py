@@ -26,6 +26,7 @@ from aioentra_redis import (
 )
 from aioentra_redis.emulator import Emulator
 
+from .listening import until_heard
 from .plain_clients import (
     client_by,
     no_retries,
@@ -33,7 +34,7 @@ from .plain_clients import (
     renewals,
     tls,
 )
-from .signing_in import BRISK, Mint, Traffic, Witness, minted_source, until
+from .signing_in import BRISK, Mint, Traffic, Witness, minted_source, until, until_gone
 from .slow_wire import SlowWire
 
 __all__ = [
@@ -196,6 +197,7 @@ async def subscribed_across_renewals(
         got: list[int] = []
         async with redis.pubsub(ignore_subscribe_messages=True) as pubsub:
             await pubsub.subscribe("stays")
+            await until_heard(publisher, "stays")
 
             async def listen() -> None:
                 async for message in pubsub.listen():
@@ -293,9 +295,9 @@ async def closed_and_dropped(way: str, emulator: Emulator, *, seconds: float) ->
         dropped = [weakref.ref(redis), weakref.ref(redis.connection_pool)]
         del redis
         await asyncio.sleep(0.1)
+        await until_gone(emulator)
         gc.collect()
         assert [each() for each in connections + dropped if each() is not None] == []
-        assert await emulator.connections() == []
         await source.aclose()
         log = await emulator.log()
         await asyncio.sleep(seconds)
@@ -318,6 +320,7 @@ async def clients_that_come_and_go(way: str, emulator: Emulator, *, clients: int
             gone += [weakref.ref(redis), weakref.ref(redis.connection_pool)]
         del redis
         await asyncio.sleep(0.1)
+        await until_gone(emulator)
         gc.collect()
         objects = sum(each() is not None for each in gone)
         tasks = len(asyncio.all_tasks() - before)

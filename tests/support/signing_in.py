@@ -45,6 +45,7 @@ def minted_source(
     believed: float,
     lifetime: float = 30.0,
     refresh_in: float | None = None,
+    gate: asyncio.Event | None = None,
     **options: Any,
 ) -> TokenSource:
     """A source that takes its tokens to end after ``believed`` seconds and so renews in half that,
@@ -52,8 +53,9 @@ def minted_source(
 
     The server lets them live for ``lifetime``. So tokens rotate faster than a second apart, which
     no identity provider's whole-second expiry allows, and nothing expires if the machine is busy.
+    From the second on they wait for the ``gate``, if there is one.
     """
-    mint = Mint(emulator, believed, lifetime, refresh_in)
+    mint = Mint(emulator, believed, lifetime, refresh_in, gate)
     return TokenSource.from_credential_factory(mint, **{"refresh": BRISK, **options})
 
 
@@ -66,10 +68,12 @@ class Mint:
         believed: float,
         lifetime: float,
         refresh_in: float | None = None,
+        gate: asyncio.Event | None = None,
     ) -> None:
         self._emulator = emulator
         self._believed = believed
         self._refresh_in = refresh_in
+        self._gate = gate
         self.lifetime = lifetime
         self.asked = 0
 
@@ -78,12 +82,16 @@ class Mint:
 
     async def get_token_info(self, *scopes: str) -> AccessTokenInfo:
         self.asked += 1
-        now = time.time()
+        if self._gate is not None and self.asked > 1:
+            await self._gate.wait()
+        ends = time.time() + self.lifetime
+        token = await self._emulator.issue_token(lifetime=self.lifetime)
+        now = time.time()  # what is believed in for fractions of a second must not age on its way
         times: dict[str, Any] = {
-            "expires_on": now + self._believed,
+            "expires_on": min(now + self._believed, ends),
             "refresh_on": None if self._refresh_in is None else now + self._refresh_in,
         }
-        return AccessTokenInfo(await self._emulator.issue_token(lifetime=self.lifetime), **times)
+        return AccessTokenInfo(token, **times)
 
 
 def client_of(emulator: Emulator, source: TokenSource | None, **options: Any) -> Any:
@@ -132,6 +140,13 @@ async def until(condition: Callable[[], Any], timeout: float = 5.0) -> None:
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.005)
+
+
+async def until_gone(emulator: Emulator) -> None:
+    """Wait until the server has heard of the end of every connection, which takes it a moment."""
+    async with asyncio.timeout(10):
+        while await emulator.connections():  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
 
 
 class Traffic:
