@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from opentelemetry import metrics
 from opentelemetry.sdk.metrics.export import ConsoleMetricExporter
-from support.signing_in import client_of, minted_source, secret_source
+from support.signing_in import Witness, client_of, minted_source, secret_source
 
 import aioentra_redis
+from aioentra_redis import Reauthenticated
 from aioentra_redis.emulator import Emulator
 
 pytestmark = pytest.mark.emulator
@@ -72,10 +73,11 @@ async def test_events_by_callback(entra_emulator: Emulator, capsys: pytest.Captu
 
 async def test_events_by_iterator(entra_emulator: Emulator, capsys: pytest.CaptureFixture[str]):
     watch = example("def watch")["watch"]
+    witness = Witness()
     async with minted_source(entra_emulator, believed=0.8) as source:
-        async with client_of(entra_emulator, source) as redis:
+        async with client_of(entra_emulator, source, on_event=witness) as redis:
             watching = [asyncio.create_task(watch(redis)), asyncio.create_task(watch(source))]
-            await asyncio.sleep(1)
+            await witness.first(Reauthenticated)
         await watching[0]
         assert not watching[1].done()
     await watching[1]

@@ -87,7 +87,8 @@ async def a_blocking_pool_under_renewal(
     """Six owners take turns on the three connections of a blocking pool."""
     witness = Witness()
     done: list[int] = []
-    async with minted_source(emulator, believed=0.4, on_event=witness) as source:
+    # Long enough for each to be used, and so renewed, before its token is taken to be worn.
+    async with minted_source(emulator, believed=0.8, on_event=witness) as source:
         options: dict[str, Any] = {**tls(emulator), **no_retries(), "timeout": 20}
         if way != "connect":
             options |= entra_kwargs(source)
