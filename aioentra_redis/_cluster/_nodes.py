@@ -219,6 +219,8 @@ class Node(NodeBase):
     ) -> None:
         super().__init__(host, port, server_type, **options)
         self._common = common
+        if common is not None:
+            self.response_callbacks = common.callbacks
         self._client: NodeClient | None = None
         self._usable: asyncio.Task[None] | None = None
         self.multiplexed: MultiplexedConnection = _NOT_CONNECTED
