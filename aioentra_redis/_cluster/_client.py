@@ -30,7 +30,9 @@ from .._redis_py import (
     template_pool,
 )
 from .._source import TokenSource
+from .._tls_names import NodeTLSNames, tls_names
 from ..errors import ClosedError, ConfigurationError
+from ._addresses import Destination
 from ._commands import ClusterCommands
 from ._nodes import Common, Node
 from ._plans import Plan
@@ -58,6 +60,11 @@ class EntraRedisCluster(ClusterCommands):
       the shared one, for blocking commands, WATCH and MONITOR;
     - ``on_event``: called with every event of the client and its token source, see
       :class:`EntraRedis`;
+    - ``node_tls_names`` ("entry"): with tokens, which names the certificates of nodes must be for
+      whose address only a server has told. ``"entry"``: the name of the first host that you gave,
+      or their own if that is below it or of the same Azure suffix; a list adds suffixes to those,
+      ``"advertised"`` takes any name that the cluster says, a function of host and port returns
+      the name, or None where no token may go;
     - ``allow_plaintext``, ``allow_insecure_tls`` (False): lift a rule about tokens, see the errors
       that they lift;
 
@@ -83,6 +90,7 @@ class EntraRedisCluster(ClusterCommands):
         max_dedicated_connections: int | None = None,
         on_event: EventCallback | None = None,
         routes: Mapping[str, str] | None = None,
+        node_tls_names: NodeTLSNames = "entry",
         allow_plaintext: bool = False,
         allow_insecure_tls: bool = False,
         **kwargs: Any,
@@ -110,6 +118,7 @@ class EntraRedisCluster(ClusterCommands):
         seeds = [(node.host, int(node.port)) for node in startup_nodes or ()]
         if host and port:
             seeds.append((host, int(port)))
+        names = tls_names([address for address, _ in seeds] or ["localhost"], node_tls_names)
         # redis-py's nodes are thrown away; it would look "localhost" up for them.
         stand_in = "127.0.0.1" if host == "localhost" else host
         super().__init__(host=stand_in, port=port, startup_nodes=startup_nodes, **kwargs)
@@ -144,13 +153,14 @@ class EntraRedisCluster(ClusterCommands):
         )
         common = self._common
 
-        def make_node(host: str, port: int, server_type: str | None) -> Node:
-            return Node(host, port, server_type, common=common)
+        def make_node(at: Destination, server_type: str | None) -> Node:
+            return Node(at.host, at.port, server_type, common=common, tls_name=at.tls_name)
 
         self.nodes_manager: Topology = Topology(
             self.nodes_manager,
             seeds,
             make_node=make_node,
+            names=names,
             hub=self._hub,
             steps=self.reinitialize_steps,
         )

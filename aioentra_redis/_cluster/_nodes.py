@@ -215,9 +215,11 @@ class Node(NodeBase):
         server_type: str | None = None,
         *,
         common: Common | None = None,
+        tls_name: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(host, port, server_type, **options)
+        self._tls_name = tls_name
         self._common = common
         if common is not None:
             self.response_callbacks = common.callbacks
@@ -236,7 +238,7 @@ class Node(NodeBase):
                 raise ConfigurationError(f"{self.name} is an address, not a node of this client")
             if self.retired:
                 raise ConnectionLostError(f"{self.name} has left the cluster")
-            pool = node_pool(self._common.template, self.host, self.port)
+            pool = node_pool(self._common.template, self.host, self.port, self._tls_name)
             client = self._client = NodeClient(self._common, pool)
             self.multiplexed = client.multiplexed
         return client
@@ -263,12 +265,13 @@ class Node(NodeBase):
         session = self.multiplexed.session
         return session.dialed.peer if session is not None else None
 
-    def move_to(self, host: str, port: int) -> None:
+    def move_to(self, host: str, port: int, tls_name: str | None = None) -> None:
         """Be the node at another address: connections from now on go there."""
         super().move_to(host, port)
+        self._tls_name = tls_name
         if getattr(self, "_client", None) is not None:
             assert self._client is not None
-            lead_to(self._client.connection_pool, host, port)
+            lead_to(self._client.connection_pool, host, port, tls_name)
             self.multiplexed.host, self.multiplexed.port = host, port
 
     def usable(self) -> asyncio.Task[None]:

@@ -7,12 +7,13 @@ be sent again.
 from __future__ import annotations
 
 import enum
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from redis import exceptions as redis_exceptions
 
 from .._redis_py import is_exhausted
 from ..errors import MaybeExecutedError
+from ._addresses import Advertised, Refused, in_redirect
 
 __all__ = ["Action", "Redirect", "judge"]
 
@@ -35,11 +36,10 @@ class Action(enum.Enum):
 
 
 class Redirect(NamedTuple):
-    """An action, and where to: an empty ``host`` is that of the node which said so."""
+    """An action; with MOVED and ASK, where to and for which slot."""
 
     action: Action
-    host: str = ""
-    port: int = 0
+    to: Advertised | Refused = Refused("a redirect without address")
     slot: int = -1
 
 
@@ -64,9 +64,8 @@ def judge(error: Exception) -> Redirect:
     """What to do about ``error``, how a command's attempt on one node has ended."""
     if isinstance(error, redis_exceptions.AskError):  # MovedError is one, too
         moved = isinstance(error, redis_exceptions.MovedError)
-        told: Any = error
         action = Action.MOVED if moved else Action.ASK
-        return Redirect(action, told.host, told.port, told.slot_id)
+        return Redirect(action, in_redirect(str(error)), error.slot_id)
     for kind, action in _ACTIONS:
         if isinstance(error, kind):
             return _RAISE if is_exhausted(error) else Redirect(action)

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from redis import exceptions as redis_exceptions
 
+from ._addresses import Advertised, Destination, Refused, in_slots
 from ._slots import SLOTS
 
-__all__ = ["Address", "Range", "Shape", "shape_of"]
+__all__ = ["EMPTY", "Address", "Locate", "Range", "Shape", "shape_of"]
+
+Locate = Callable[[Advertised | Refused], Destination | Refused]
+"""From what a server says of a node to where that is, see ``_addresses.destination``."""
 
 
 class Address(NamedTuple):
-    """Where a node is reached; ``id`` is the server's name for it, "" where it gave none."""
+    """Where a node is; ``id`` is the server's name for it, "" where it gave none."""
 
-    host: str
-    port: int
+    at: Destination
     id: str = ""
 
     @property
     def name(self) -> str:
         """As redis-py calls its nodes."""
-        return f"{self.host}:{self.port}"
+        return f"{self.at.host}:{self.at.port}"
 
 
 class Range(NamedTuple):
@@ -34,9 +37,13 @@ class Range(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The slots of a cluster, as one node sees them."""
+    """The slots of a cluster, as one node sees them.
+
+    ``refused`` says why nodes are missing that nothing may be sent to.
+    """
 
     ranges: tuple[Range, ...]
+    refused: tuple[str, ...] = ()
 
     @property
     def covered(self) -> int:
@@ -57,48 +64,38 @@ class Shape(NamedTuple):
         return iter(dict.fromkeys(node for each in self.ranges for node in each.nodes[1:]))
 
 
-def shape_of(
-    reply: Any, *, host: str, remap: Callable[[tuple[str, int]], tuple[str, int]] | None = None
-) -> Shape:
+EMPTY: Final = Shape(())
+
+
+def shape_of(reply: Any, locate: Locate) -> Shape:
     """The shape in a reply to CLUSTER SLOTS.
 
-    ``host`` is that of the node which was asked: it stands for hosts that the server leaves empty
-    or null, because it does not know its own. ``remap`` is the user's ``address_remap=``. Replicas
-    without an address are left out, and so are ranges whose primary has none. Slots that are named
-    twice belong to the first. Raises redis-py's RedisClusterException for what is no such reply.
+    Nodes that ``locate`` refuses are left out, and with its primary the whole range; slots that
+    are named twice belong to the first. Raises redis-py's RedisClusterException for what is no
+    such reply.
     """
-    try:
-        ranges = sorted(
-            (int(first), int(last), [_address(node, host, remap) for node in nodes])
-            for first, last, *nodes in reply
-        )
-    except (TypeError, ValueError, IndexError, AttributeError) as exc:
-        raise redis_exceptions.RedisClusterException(
-            f"{host} has answered CLUSTER SLOTS with what is no such answer: {reply!r:.200}"
-        ) from exc
+    refused: list[str] = []
     found: list[Range] = []
     free = 0
-    for first, last, nodes in ranges:
-        start, end = max(first, free), min(last, SLOTS - 1)
-        if start <= end and nodes and nodes[0] is not None:
-            found.append(Range(start, end, tuple(dict.fromkeys(filter(None, nodes)))))
-            free = end + 1
-    return Shape(tuple(found))
+    try:
+        for first, last, *nodes in sorted(reply, key=lambda each: int(each[0])):
+            start, end = max(int(first), free), min(int(last), SLOTS - 1)
+            located = [_address(node, locate) for node in nodes]
+            refused += [each.reason for each in located if isinstance(each, Refused)]
+            if start <= end and located and isinstance(located[0], Address):
+                known = (each for each in located if isinstance(each, Address))
+                found.append(Range(start, end, tuple(dict.fromkeys(known))))
+                free = end + 1
+    except (TypeError, ValueError, IndexError, KeyError) as exc:
+        raise redis_exceptions.RedisClusterException(
+            f"CLUSTER SLOTS was answered with what is no such answer: {reply!r:.200}"
+        ) from exc
+    return Shape(tuple(found), tuple(dict.fromkeys(refused)))
 
 
-def _address(
-    node: Any, host: str, remap: Callable[[tuple[str, int]], tuple[str, int]] | None
-) -> Address | None:
-    """One node of the reply; None for a replica of which the server knows no address."""
-    where, port = _text(node[0]) or host, int(node[1])
-    if where == "?" or not port:
-        return None
-    if remap is not None:
-        where, port = remap((where, port))
-    return Address(where, port, _text(node[2]) if len(node) > 2 else "")
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.decode()
-    return "" if value is None else str(value)
+def _address(node: Any, locate: Locate) -> Address | Refused:
+    where = locate(in_slots(node))
+    if isinstance(where, Refused):
+        return where
+    given = node[2] if len(node) > 2 else ""
+    return Address(where, given.decode() if isinstance(given, bytes) else str(given))

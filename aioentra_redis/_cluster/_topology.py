@@ -29,6 +29,7 @@ from .._redis_py import (
 )
 from .._repeats import Repeats
 from .._supervision import Supervised
+from .._tls_names import TLSNames
 from ..errors import (
     ClosedError,
     ClusterUnreachableError,
@@ -36,9 +37,10 @@ from ..errors import (
     SignInRefusedError,
     TokenError,
 )
+from ._addresses import Advertised, Destination, Refused, destination
 from ._nodes import Node
 from ._redirects import Redirect, judge
-from ._shape import Address, Shape, shape_of
+from ._shape import EMPTY, Address, Shape, shape_of
 from ._slots import SLOTS
 
 __all__ = ["Topology"]
@@ -60,7 +62,8 @@ GUEST_LIFE: Final = 60.0
 class Topology(TopologyBase):
     """The nodes of a cluster and their slots. Belongs to the event loop of its first refresh.
 
-    ``make_node`` makes the node at an address; ``steps`` is redis-py's ``reinitialize_steps=``.
+    ``make_node`` makes the node at an address, ``names`` says what its certificate must be for;
+    ``steps`` is redis-py's ``reinitialize_steps=``.
     """
 
     def __init__(
@@ -68,18 +71,20 @@ class Topology(TopologyBase):
         stock: Any,
         seeds: Iterable[tuple[str, int]],
         *,
-        make_node: Callable[[str, int, str | None], Node],
+        make_node: Callable[[Destination, str | None], Node],
+        names: TLSNames,
         hub: EventHub,
         steps: int,
     ) -> None:
         self._seeds = list(dict.fromkeys(seeds))
         self._make_node = make_node
+        self._names = names
         self._entries: dict[str, Node] = {}
         super().__init__(stock, [self._entry(host, port) for host, port in self._seeds])
         self._hub = hub
         self._steps = steps
         self._moves = 0
-        self._shape: Shape | None = None
+        self._shape = EMPTY
         self._guests: dict[str, tuple[Node, float]] = {}
         self._refreshing: asyncio.Task[None] | None = None
         self._following: Supervised | None = None
@@ -170,13 +175,23 @@ class Topology(TopologyBase):
         return self._redirected(redirect, said_by)
 
     def _redirected(self, redirect: Redirect, said_by: Node) -> Node:
-        host, port = self.remap_host_port(redirect.host or said_by.host, redirect.port)
-        node = self._known(_name(host, port))
+        where = self._locate(redirect.to, said_by)
+        if isinstance(where, Refused):
+            raise redis_exceptions.ClusterError(
+                f"{said_by.name} says that slot {redirect.slot} is elsewhere, but nothing is sent "
+                f"there: {where.reason}"
+            )
+        node = self._known(_name(where.host, where.port))
         if node is None:
-            node = self._make_node(host, port, PRIMARY)
+            node = self._make_node(where, PRIMARY)
         if node.name not in self.nodes_cache:
             self._guests[node.name] = node, time.monotonic()
         return node
+
+    def _locate(self, advertised: Advertised | Refused, said_by: Node) -> Destination | Refused:
+        return destination(
+            advertised, asked=said_by.host, names=self._names, remap=self.address_remap
+        )
 
     def _adopt_guest(self, node: Node) -> None:
         del self._guests[node.name]
@@ -196,7 +211,7 @@ class Topology(TopologyBase):
                 self.default_node = owner
         else:
             self.slots_cache[slot] = [owner]
-        self._shape = None  # what the next refresh finds is news
+        self._shape = EMPTY  # what the next refresh finds is news
         self._tell_of_change()
 
     async def move_slot(self, error: Any) -> None:
@@ -305,7 +320,8 @@ class Topology(TopologyBase):
         """The node at an address of the user's, whose name may lead to any of them."""
         node = self._entries.get(name := _name(host, port))
         if node is None or node.retired:
-            node = self._entries[name] = self._make_node(host, port, None)
+            at = Destination(host, port, self._names.name_of(host, port) or host)
+            node = self._entries[name] = self._make_node(at, None)
         return node
 
     async def _ask(self) -> tuple[Shape, Node]:
@@ -354,7 +370,7 @@ class Topology(TopologyBase):
             raise redis_exceptions.RedisClusterException(
                 f"Cluster mode is not enabled on this node ({node.name}: {exc})"
             ) from exc
-        return shape_of(reply, host=node.host, remap=self.address_remap)
+        return shape_of(reply, lambda advertised: self._locate(advertised, node))
 
     def _unreachable(self, failures: list[Exception]) -> Exception:
         """The error for a refresh that nobody has answered."""
@@ -381,6 +397,8 @@ class Topology(TopologyBase):
         """Go by ``shape`` from now on; whether that is news."""
         if shape == self._shape:
             return False
+        for reason in shape.refused:
+            logger.warning("a node of the cluster is left out: %s", reason)
         nodes: dict[str, Node] = {}
         self._recognize(asked, shape)
         for server_type, group in ((REPLICA, shape.replicas()), (PRIMARY, shape.primaries())):
@@ -434,15 +452,15 @@ class Topology(TopologyBase):
             return
         peer = asked.peer
         for address in addresses:
-            if (address.host, address.port) == peer and self._known(address.name) is None:
-                asked.move_to(address.host, address.port)
+            if (address.at.host, address.at.port) == peer and self._known(address.name) is None:
+                asked.move_to(*address.at)
                 self.nodes_cache[asked.name] = asked
                 return
 
     def _node_at(self, address: Address) -> Node:
         node = self._known(address.name) or self._entries.get(address.name)
         if node is None or node.retired:
-            node = self._make_node(address.host, address.port, None)
+            node = self._make_node(address.at, None)
         return node
 
     def _let_go(self, node: Node) -> None:
@@ -483,7 +501,7 @@ class Topology(TopologyBase):
         self._following = self._refreshing = None
         self.default_node = None
         self.nodes_cache, self.slots_cache, self._guests = {}, {}, {}
-        self._shape = None
+        self._shape = EMPTY
         self._entries.clear()
         self.startup_nodes = {_name(*each): self._entry(*each) for each in self._seeds}
 

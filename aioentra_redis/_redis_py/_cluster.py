@@ -108,12 +108,16 @@ def template_pool(
 
 
 def node_pool(
-    template: redis.asyncio.ConnectionPool, host: str, port: int
+    template: redis.asyncio.ConnectionPool, host: str, port: int, tls_name: str | None
 ) -> redis.asyncio.ConnectionPool:
-    """A pool like ``template`` for one node."""
+    """A pool like ``template`` for one node.
+
+    Where tokens are sent, its certificate must be for ``tls_name``; None is the host itself.
+    """
     options = {**template.connection_kwargs, "host": host, "port": port}
     provider = options.get("credential_provider")
     if isinstance(provider, SignIn):
+        options["tls_name"] = tls_name
         options["credential_provider"] = provider.for_one_connection()  # each has its own keeper
     return redis.asyncio.ConnectionPool(
         connection_class=template.connection_class,
@@ -122,9 +126,11 @@ def node_pool(
     )
 
 
-def lead_to(pool: redis.asyncio.ConnectionPool, host: str, port: int) -> None:
+def lead_to(pool: redis.asyncio.ConnectionPool, host: str, port: int, tls_name: str | None) -> None:
     """Have connections that ``pool`` makes from now on go to another address."""
     pool.connection_kwargs.update(host=host, port=port)
+    if "tls_name" in pool.connection_kwargs:
+        pool.connection_kwargs["tls_name"] = tls_name
 
 
 class _ReadOnly:
