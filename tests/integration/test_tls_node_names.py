@@ -135,7 +135,9 @@ async def test_names_below_the_entry_are_verified_as_themselves(
 
 
 @pytest.mark.parametrize(
-    "rule", ["advertised", lambda host, port: "localhost", ["localhost"]], ids=str
+    "rule",
+    ["advertised", lambda host, port: "localhost", ["localhost"]],
+    ids=["advertised", "callable", "names"],
 )
 async def test_nodes_with_certificates_of_their_own_need_the_users_word(
     source: TokenSource, authority: tuple[trustme.CA, str], rule: Any
