@@ -11,6 +11,7 @@ import typer
 from .. import __version__
 from ..emulator._environment import KINDS
 from ..emulator._policies import POLICIES
+from ..emulator._profiles import PROFILES
 from ._demo import DemoOptions
 
 __all__ = ["app", "run"]
@@ -139,6 +140,35 @@ PORT = within(0, 65535, "0 stands for any free port")
     "loopback and nowhere else, and forgets everything at its end. A port of 0 is any free one."
 )
 def emulator(
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Which of Azure's offers it stands in for: acr (Azure Cache for Redis), or "
+            "Azure Managed Redis as amr-oss (a cluster), amr-enterprise or amr-nocluster.",
+            callback=one_of(*PROFILES),
+        ),
+    ] = next(iter(PROFILES)),
+    primaries: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Of a cluster.", callback=within(1, 20, "each is a process")
+        ),
+    ] = 3,
+    replicas: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Of each primary.", callback=within(0, 3, "each is a process")
+        ),
+    ] = 1,
+    node_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="When a cluster takes a node for lost.",
+            callback=above_zero,
+        ),
+    ] = 2.0,
     token_lifetime: Annotated[
         float,
         typer.Option(
@@ -164,13 +194,15 @@ def emulator(
         ),
     ] = None,
     policy: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
-            help=f"Access policy of every identity: {', '.join(POLICIES)}.",
+            help="Access policy of every identity: "
+            + "; ".join(f"{', '.join(each.policies)} ({name})" for name, each in PROFILES.items())
+            + ". The first of them if not given.",
             callback=one_of(*POLICIES),
         ),
-    ] = "owner",
+    ] = None,
     sign_in: Annotated[
         str | None,
         typer.Option(
@@ -209,6 +241,10 @@ def emulator(
             token_lifetime=token_lifetime,
             managed_identity_lifetime=managed_identity_lifetime,
             refresh_in=refresh_in,
+            profile=profile,
+            primaries=primaries,
+            replicas=replicas,
+            node_timeout=node_timeout,
             policy=policy,
             server=server,
             port=port,

@@ -12,7 +12,8 @@ from typing import Any, Final, TextIO
 import typer
 
 from ..emulator._environment import KINDS, Kind, environ
-from ..emulator._options import Options
+from ..emulator._options import DEFAULT_PROFILE, Options
+from ..emulator._profiles import find_profile
 from ..emulator._records import StartDetails
 from ..emulator._serve import serve
 from ..emulator._settings import Settings
@@ -36,24 +37,31 @@ def host(
     token_lifetime: float,
     managed_identity_lifetime: float,
     refresh_in: float | None,
-    policy: str,
+    profile: str = DEFAULT_PROFILE,
+    policy: str | None = None,
     out: TextIO | None = None,
-    **where: Any,
+    **rest: Any,
 ) -> int:
-    """Run an emulator until SIGINT or SIGTERM; returns the exit status, 1 if it can't start.
+    """Run an emulator until SIGINT or SIGTERM; returns the exit status, 1 if it can't start and 2
+    for options that don't go together.
 
-    ``kinds`` are the ways to sign in whose variables are printed, ``where`` is the emulator's
-    server and ports, as in ``Emulator``. Blocks, without an event loop.
+    ``kinds`` are the ways to sign in whose variables are printed, ``rest`` is the emulator's
+    cluster, server and ports, as in ``Emulator``. Blocks, without an event loop.
     """
-    options = Options(
-        settings=Settings(
-            token_lifetime=token_lifetime,
-            managed_identity_lifetime=managed_identity_lifetime,
-            refresh_in=refresh_in,
-            policy=policy,
-        ),
-        **where,
-    )
+    try:
+        options = Options(
+            settings=Settings(
+                token_lifetime=token_lifetime,
+                managed_identity_lifetime=managed_identity_lifetime,
+                refresh_in=refresh_in,
+                policy=policy if policy is not None else find_profile(profile).policies[0],
+            ),
+            profile=profile,
+            **rest,
+        )
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     stream = sys.stdout if out is None else out
 
     def describe(details: StartDetails) -> str:
@@ -71,6 +79,7 @@ def as_document(details: StartDetails, kinds: tuple[Kind, ...] = KINDS) -> dict[
         "purpose": "development only",
         "pid": os.getpid(),
         "server": details.server_version,
+        "profile": details.profile,
         "url": details.url,
         "plaintext_url": details.plaintext_url,
         "authority": details.authority,
@@ -104,8 +113,9 @@ def _lines(details: StartDetails, kinds: tuple[Kind, ...]) -> Iterator[str]:
     yield "#"
     for name, value in {
         "server": details.server_version,
+        "profile": details.profile,
         "Redis over TLS": details.url,
-        "Redis in clear": details.plaintext_url,
+        **({"Redis in clear": details.plaintext_url} if details.plaintext_url else {}),
         "Entra authority": details.authority,
         "managed identity": details.managed_identity_url,
         "CA certificate": details.ca_file,

@@ -21,6 +21,7 @@ from ._records import (
     IdentityRequest,
     IssuedToken,
     Log,
+    Node,
     OpenConnection,
 )
 
@@ -33,5 +34,6 @@ __all__ = [
     "IdentityRequest",
     "IssuedToken",
     "Log",
+    "Node",
     "OpenConnection",
 ]

@@ -31,7 +31,7 @@ FEDERATED_ISSUER = "https://oidc.emulator.invalid/"
 FEDERATED_SUBJECT = "system:serviceaccount:default:emulator"
 FEDERATED_AUDIENCE = "api://AzureADTokenExchange"
 VALID_FOR = datetime.timedelta(days=30)
-NAMES = ("localhost", "127.0.0.1", "::1")
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 OTHER_NAME = "other.redis.invalid"
 
 
@@ -53,6 +53,7 @@ class Certificates:
     server_context: ssl.SSLContext
     redis_context: ssl.SSLContext
     authority: trustme.CA
+    redis_names: tuple[str, ...] = LOOPBACK_NAMES
 
     def present(self, kind: str, *, to: Literal["redis", "identity"] = "redis") -> None:
         """Present this certificate to whoever connects to Redis, or to the authority, from now on.
@@ -62,20 +63,26 @@ class Certificates:
         if kind not in get_args(CertificateKind):
             raise ValueError(f"no kind of certificate: {kind!r}")
         authority = trustme.CA() if kind == "unknown-ca" else self.authority
-        names = (OTHER_NAME,) if kind == "other-name" else NAMES
+        own = self.redis_names if to == "redis" else LOOPBACK_NAMES
+        names = (OTHER_NAME,) if kind == "other-name" else own
         end = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
         certificate = authority.issue_cert(*names, not_after=end if kind == "expired" else None)
         certificate.configure_cert(self.redis_context if to == "redis" else self.server_context)
 
 
-def make_certificates(directory: Path, client_id: str) -> Certificates:
-    """Make and write everything; blocks for some tens of milliseconds."""
+def make_certificates(
+    directory: Path, client_id: str, redis_names: tuple[str, ...] = LOOPBACK_NAMES
+) -> Certificates:
+    """Make and write everything; blocks for some tens of milliseconds.
+
+    ``redis_names`` are what Redis's certificate is good for; the authority's is for loopback.
+    """
     authority = trustme.CA(organization_name="aioentra_redis emulator")
     ca_file = directory / "ca.pem"
     authority.cert_pem.write_to_path(ca_file)
     ca_bundle = directory / "ca-bundle.pem"
     ca_bundle.write_bytes(Path(certifi.where()).read_bytes() + authority.cert_pem.bytes())
-    contexts = [_server_context(authority) for _ in range(2)]
+    contexts = [_server_context(authority, names) for names in (LOOPBACK_NAMES, redis_names)]
 
     client_certificate_file = directory / "client.pem"
     certificate, pem = _client_certificate(client_id)
@@ -95,13 +102,14 @@ def make_certificates(directory: Path, client_id: str) -> Certificates:
         server_context=contexts[0],
         redis_context=contexts[1],
         authority=authority,
+        redis_names=redis_names,
     )
 
 
-def _server_context(authority: trustme.CA) -> ssl.SSLContext:
+def _server_context(authority: trustme.CA, names: tuple[str, ...]) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    authority.issue_cert(*NAMES).configure_cert(context)
+    authority.issue_cert(*names).configure_cert(context)
     return context
 
 

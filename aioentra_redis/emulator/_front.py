@@ -1,6 +1,6 @@
 """The front: listens where clients connect, enforces tokens, and passes everything else on.
 
-Each client connection has a connection of its own to the server behind, so that order, pub/sub,
+Each client connection has a connection of its own to a server behind, so that order, pub/sub,
 transactions and blocking commands are the server's own doing. What the front adds is in
 ``_session``: it exchanges tokens for the server's secrets, learns how the server took them, and
 ends the connection when its token expires.
@@ -17,17 +17,19 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from socket import IPPROTO_TCP, SO_LINGER, SOL_SOCKET, TCP_NODELAY, socket
 
 from ._damage import NOTHING, Damage
 from ._directory import Events
+from ._door import Door
 from ._gate import Gate
 from ._records import AuthAttempt, CloseReason, ConnectionClose, Listener, OpenConnection
 from ._session import Effect, Outcome, Session, SignIn, next_deadline
 from ._settings import Faults
 
-__all__ = ["Front"]
+__all__ = ["Backend", "Chosen", "Front"]
 
 logger = logging.getLogger("aioentra_redis.emulator.front")
 
@@ -39,6 +41,20 @@ FLUSH_INTERVAL = 0.002
 
 CLOSE_GRACE = 1.0
 """Seconds that a client gets to read what was sent before its connection is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The server that a connection leads to; ``node`` is its number.
+
+    ``secret`` is the password of its users, ``blocked`` are commands that the front spoils on
+    their way, because the server itself has to know them.
+    """
+
+    node: int
+    path: Path
+    secret: str
+    blocked: frozenset[bytes] = frozenset()
 
 
 class Valve:
@@ -98,9 +114,10 @@ class ClientConnection(asyncio.Protocol):
     transport: asyncio.Transport
     valve: Valve
 
-    def __init__(self, front: Front, listener: Listener) -> None:
+    def __init__(self, front: Front, listener: Listener, backend: Backend) -> None:
         self._front = front
-        self._session = Session(front.secret)
+        self._backend = backend
+        self._session = Session(backend.secret, backend.blocked)
         self._server: ServerConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._blocked = True
@@ -112,6 +129,7 @@ class ClientConnection(asyncio.Protocol):
         self._damage: Damage | None = None
         self._abandoned = False
         self.listener: Listener = listener
+        self.node = backend.node
         self.number = front.next_number()
         self.object_id: str | None = None
         self.expires_on: float | None = None
@@ -128,9 +146,9 @@ class ClientConnection(asyncio.Protocol):
         with contextlib.suppress(OSError):  # macOS refuses it for a peer that is gone already
             transport.get_extra_info("socket").setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         self._front.connections.add(self)
-        faults = self._front.faults
-        if faults.new_frozen:
-            self.damage().freeze(executes=faults.new_executes)
+        for faults in self._front.faults.meeting(self.node):
+            if faults.new_frozen:
+                self.damage().freeze(executes=faults.new_executes)
         self.valve.shut("connecting")
         self._connecting = asyncio.create_task(self._connect())
 
@@ -165,7 +183,7 @@ class ClientConnection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         try:
             _, server = await loop.create_unix_connection(
-                lambda: ServerConnection(self), str(self._front.server_path)
+                lambda: ServerConnection(self), str(self._backend.path)
             )
         except OSError:  # it is being restarted
             self.end("server")
@@ -201,16 +219,22 @@ class ClientConnection(asyncio.Protocol):
                 self._waiting.append(item)
             elif isinstance(item, bytes):
                 write(item)
-            elif self._front.faults.auth_hangs.take():
-                self._postpone(item, None)
-            elif self._front.faults.auth_delay > 0:
-                self._postpone(item, self._front.faults.auth_delay)
             else:
-                self._judge(item)
+                self._meet(item)
+
+    def _meet(self, sign_in: SignIn) -> None:
+        """Judge a sign-in, now or as late as faults want it."""
+        faults = self._front.faults.meeting(self.node)
+        if any(each.auth_hangs.take() for each in faults):
+            self._postpone(sign_in, None)
+        elif delay := max(each.auth_delay for each in faults):
+            self._postpone(sign_in, delay)
+        else:
+            self._judge(sign_in)
 
     def _judge(self, sign_in: SignIn) -> None:
         assert self._server is not None
-        verdict = self._front.gate.judge(sign_in.user, sign_in.token)
+        verdict = self._front.gate.judge(sign_in.user, sign_in.token, self.node)
         self._server.transport.write(self._session.decide(sign_in, verdict))
         self._settle()
 
@@ -270,6 +294,7 @@ class ClientConnection(asyncio.Protocol):
                 reason=outcome.reason,
                 uti=verdict.uti,
                 expires_on=verdict.expires_on,
+                node=self.node,
             )
         )
 
@@ -290,7 +315,7 @@ class ClientConnection(asyncio.Protocol):
         for timer in (self._expiry, self._delay):
             if timer is not None:
                 timer.cancel()
-        event = ConnectionClose(self._front.clock(), self.number, reason, self.object_id)
+        event = ConnectionClose(self._front.clock(), self.number, reason, self.object_id, self.node)
         self._front.events.closes.append(event)
         logger.debug("connection %d ended: %s", self.number, reason)
         if reason == "dropped":
@@ -360,61 +385,74 @@ class ClientConnection(asyncio.Protocol):
         self.end_delay()
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Connections to do something to: one by its number, those to a node, or all."""
+
+    connection: int | None = None
+    node: int | None = None
+
+    def matches(self, connection: ClientConnection) -> bool:
+        return self.connection in (None, connection.number) and self.node in (
+            None,
+            connection.node,
+        )
+
+
 class Front:
-    """The listeners and the connections they have accepted."""
+    """The connections that were accepted, and the doors through which they come."""
 
     def __init__(
         self,
         gate: Gate,
         *,
-        server_path: Path,
-        secret: str,
         faults: Faults,
         events: Events,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.gate = gate
-        self.server_path = server_path
-        self.secret = secret
         self.faults = faults
         self.events = events
         self.clock = clock
         self.connections: set[ClientConnection] = set()
-        self._servers: list[asyncio.Server] = []
         self._numbers = itertools.count(1)
 
     def next_number(self) -> int:
         return next(self._numbers)
 
-    async def listen(
-        self, sockets: Iterable[socket], listener: Listener, context: ssl.SSLContext | None = None
-    ) -> None:
-        """Accept connections on ``sockets``, over TLS if there is a ``context``."""
-        loop = asyncio.get_running_loop()
-        for each in sockets:
-            server = await loop.create_server(
-                lambda: ClientConnection(self, listener),
-                sock=each,
-                ssl=context,
-                backlog=1024,
-                ssl_shutdown_timeout=CLOSE_GRACE if context is not None else None,
-            )
-            self._servers.append(server)
+    def door(
+        self,
+        sockets: list[socket],
+        listener: Listener,
+        backend: Callable[[], Backend],
+        context: ssl.SSLContext | None = None,
+    ) -> Door:
+        """A door at ``sockets``, over TLS if there is a ``context``.
+
+        ``backend`` is asked at each connection where it leads.
+        """
+        return Door(
+            sockets,
+            lambda: ClientConnection(self, listener, backend()),
+            context,
+            backlog=1024,
+            ssl_shutdown_timeout=CLOSE_GRACE if context is not None else None,
+        )
 
     def open_connections(self) -> list[OpenConnection]:
         """What is connected now, in the order of connecting."""
         return [
-            OpenConnection(each.number, each.listener, each.object_id, each.expires_on)
+            OpenConnection(each.number, each.listener, each.object_id, each.expires_on, each.node)
             for each in sorted(self.connections, key=lambda each: each.number)
             if not each.transport.is_closing()
         ]
 
-    def drop(self, *, connection: int | None = None, object_id: str | None = None) -> int:
-        """Cut connections: one, those of an identity, or all. Returns how many."""
+    def drop(self, only: Chosen | None = None, *, object_id: str | None = None) -> int:
+        """Cut connections, also those of one identity alone. Returns how many."""
         chosen = [
             each
             for each in self.connections
-            if connection in (None, each.number)
+            if (only is None or only.matches(each))
             and (object_id is None or object_id.lower() == each.object_id)
             and not each.transport.is_closing()
         ]
@@ -422,38 +460,27 @@ class Front:
             each.end("dropped")
         return len(chosen)
 
-    def freeze(self, *, connection: int | None, executes: bool) -> int:
+    def freeze(self, only: Chosen, *, executes: bool) -> int:
         """Let nothing come back any more. Returns on how many connections."""
-        chosen = self._chosen(connection)
-        for each in chosen:
-            each.damage().freeze(executes=executes)
-        return len(chosen)
+        return self._each(only, lambda each: each.damage().freeze(executes=executes))
 
-    def abandon(self, *, connection: int | None) -> int:
+    def abandon(self, only: Chosen) -> int:
         """Leave connections half open. Returns how many."""
-        chosen = self._chosen(connection)
-        for each in chosen:
-            each.abandon()
-        return len(chosen)
+        return self._each(only, ClientConnection.abandon)
 
-    def cut_replies(self, after: int, *, connection: int | None) -> int:
+    def cut_replies(self, after: int, only: Chosen) -> int:
         """Reset connections after so many more bytes of replies. Returns how many."""
-        chosen = self._chosen(connection)
-        for each in chosen:
-            each.damage().break_after(after)
-        return len(chosen)
+        return self._each(only, lambda each: each.damage().break_after(after))
 
-    def inject(self, data: bytes, *, connection: int | None) -> int:
+    def inject(self, data: bytes, only: Chosen) -> int:
         """Write raw bytes to clients. Returns to how many."""
-        chosen = self._chosen(connection)
-        for each in chosen:
-            each.inject(data)
-        return len(chosen)
+        return self._each(only, lambda each: each.inject(data))
 
-    def _chosen(self, connection: int | None) -> list[ClientConnection]:
-        return [
-            each for each in self.connections if connection in (None, each.number) and each.open
-        ]
+    def _each(self, only: Chosen, act: Callable[[ClientConnection], None]) -> int:
+        chosen = [each for each in self.connections if only.matches(each) and each.open]
+        for each in chosen:
+            act(each)
+        return len(chosen)
 
     def heal(self) -> None:
         """Let everything go on that is delayed, frozen or abandoned."""
@@ -461,9 +488,7 @@ class Front:
             each.heal()
 
     async def aclose(self) -> None:
-        """Stop listening and cut every connection."""
-        for server in self._servers:
-            server.close()
+        """Cut every connection."""
         self.heal()
         self.drop()
         await asyncio.sleep(0)

@@ -33,8 +33,8 @@ class Gate:
         self._tenant_id = tenant_id
         self._clock = clock
 
-    def judge(self, user: str, token: str) -> Verdict:
-        """Judge a user name and token. A refusal on demand counts one of its times."""
+    def judge(self, user: str, token: str, node: int = 1) -> Verdict:
+        """Judge a user name and token at a node. A refusal on demand counts one of its times."""
         claims = self._verifier.claims(token)
         if isinstance(claims, str):
             return Verdict(claims, user)
@@ -43,10 +43,8 @@ class Gate:
         if reason is None:
             if object_id not in self._policies:
                 reason = "no access policy assignment"
-            elif object_id in self._faults.revoked:
-                reason = "revoked"
-            elif self._faults.refusals.take():
-                reason = "refused on demand"
+            else:
+                reason = self._on_demand(object_id, node)
         expires = claims.get("exp")
         return Verdict(
             reason,
@@ -54,3 +52,12 @@ class Gate:
             uti=claims.get("uti"),
             expires_on=float(expires) if isinstance(expires, (int, float)) else None,
         )
+
+    def _on_demand(self, object_id: str, node: int) -> str | None:
+        """Why an identity with a good token is refused all the same, if it is."""
+        meets = self._faults.meeting(node)
+        if any(object_id in each.revoked for each in meets):
+            return "revoked"
+        if any(each.refusals.take() for each in meets):
+            return "refused on demand"
+        return None

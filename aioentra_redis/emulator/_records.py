@@ -20,6 +20,7 @@ __all__ = [
     "IssuedToken",
     "Listener",
     "Log",
+    "Node",
     "OpenConnection",
     "StartDetails",
 ]
@@ -81,9 +82,9 @@ class IdentityRequest:
 class AuthAttempt:
     """An AUTH, or HELLO with AUTH, whose outcome is known.
 
-    ``connection`` is the front's own number of the connection. ``object_id`` is the user name
-    that was given, ``uti`` and ``expires_on`` come from the token where it could be verified.
-    ``reason`` says why it was refused (``None`` if it was not).
+    ``connection`` is the front's own number of the connection, ``node`` that of the node it leads
+    to. ``object_id`` is the user name that was given, ``uti`` and ``expires_on`` come from the
+    token where it could be verified. ``reason`` says why it was refused (``None`` if it was not).
     """
 
     time: float
@@ -94,6 +95,7 @@ class AuthAttempt:
     reason: str | None
     uti: str | None
     expires_on: float | None
+    node: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class ConnectionClose:
     connection: int
     reason: CloseReason
     object_id: str | None
+    node: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,35 @@ class OpenConnection:
     listener: Listener
     object_id: str | None
     expires_on: float | None
+    node: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One server, as those that run see it, or as they last saw it.
+
+    ``number`` begins at 1 and never changes. ``host`` and ``port`` are what the topology names and
+    where the node's front listens. ``slots`` are ranges, both ends included; ``primary`` is the
+    number of the node that a replica copies. Where there is no cluster, node 1 has all slots.
+    """
+
+    number: int
+    host: str
+    port: int
+    role: Literal["primary", "replica"]
+    running: bool
+    slots: tuple[tuple[int, int], ...] = ()
+    primary: int | None = None
+    node_id: str | None = None
+
+    def owns(self, slot: int) -> bool:
+        """Whether the slot is this node's."""
+        return any(first <= slot <= last for first, last in self.slots)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Node:
+        slots = tuple((first, last) for first, last in document["slots"])
+        return cls(**{**document, "slots": slots})
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +172,7 @@ class StartDetails:
     """What a started emulator reports to its parent: addresses, files and identities."""
 
     url: str
-    plaintext_url: str
+    plaintext_url: str | None
     authority: str
     managed_identity_url: str
     app_service_url: str
@@ -155,6 +187,7 @@ class StartDetails:
     system_assigned: Identity
     user_assigned: Identity
     server_version: str
+    profile: str = "acr"
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> StartDetails:

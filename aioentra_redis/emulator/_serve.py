@@ -77,8 +77,9 @@ def banner(details: StartDetails, kind: Kind) -> str:
     lines = [
         "# aioentra_redis emulator: Entra ID and a token-enforcing Redis, for development only.",
         f"# It listens on loopback and nowhere else. Server: {details.server_version}.",
+        f"#   Profile           {details.profile}",
         f"#   Redis over TLS    {details.url}",
-        f"#   Redis in clear    {details.plaintext_url}",
+        *([f"#   Redis in clear    {details.plaintext_url}"] if details.plaintext_url else []),
         f"#   Entra authority   {details.authority}",
         f"#   Managed identity  {details.managed_identity_url}",
         f"#   CA certificate    {details.ca_file}",

@@ -15,19 +15,26 @@ import secrets
 import shutil
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ._errors import EmulatorError
-from ._policies import POLICIES, acl_rules, password_hash
+from ._policies import CLUSTER_RULES, acl_rules
+from ._server_configuration import MASTER, Membership, configuration
 
-__all__ = ["Server", "find_server"]
+__all__ = ["PortTakenError", "Server", "find_server"]
 
 logger = logging.getLogger("aioentra_redis.emulator.server")
 
-MASTER = "emulator"
 START_TIMEOUT = 10.0
 POLL_INTERVAL = 0.005
+
+AMONG_SERVERS = frozenset({"PSYNC", "REPLCONF", "SELECT", "SYNC"})
+"""Commands that the servers of a cluster send to each other: only the front can block those."""
+
+OURS = frozenset({"MIGRATE", "SHUTDOWN"})
+"""Commands that we need ourselves: blocked for everybody else, they have names only we know."""
 
 # The server must not outlive us, whatever kills us: this shell waits for the end of its standard
 # input, which is a pipe from us, and takes the server with it. With its own output closed, the
@@ -40,6 +47,10 @@ INSTALL = (
     "with your system's package manager and choose it with server='valkey-server' or "
     "server='redis-server'."
 )
+
+
+class PortTakenError(EmulatorError):
+    """Somebody else listens where the server was to."""
 
 
 def find_server(server: str | None) -> Path:
@@ -73,7 +84,10 @@ def _bundled_server() -> Path | None:
 
 
 class Server:
-    """One server process and its users. Data lives in memory only."""
+    """One server process and its users. Data lives in memory only.
+
+    With a ``membership`` it is the node of a cluster.
+    """
 
     def __init__(
         self,
@@ -81,20 +95,32 @@ class Server:
         directory: Path,
         *,
         blocked_commands: Iterable[str],
+        databases: int = 16,
+        membership: Membership | None = None,
     ) -> None:
         self.path = directory / "server.sock"
         self.secret = secrets.token_hex(32)
         self.version = "?"
+        self.membership = membership
         self._executable = executable
         self._directory = directory
-        self._master_secret = secrets.token_hex(32)
-        self._blocked = {name.upper() for name in blocked_commands}
-        # Blocked for everybody else, SHUTDOWN has a name that only we know.
-        blocked = "SHUTDOWN" in self._blocked
-        self._shutdown = f"SHUTDOWN-{secrets.token_hex(8)}" if blocked else "SHUTDOWN"
+        self._databases = databases
+        self._master_secret = membership.secret if membership else secrets.token_hex(32)
+        blocked = {name.upper() for name in blocked_commands}
+        self.left_to_front = frozenset(blocked & AMONG_SERVERS if membership else ())
+        """Blocked commands that the server itself has to know."""
+        self._names = {
+            name: f"{name}-{secrets.token_hex(8)}" if name in OURS else ""
+            for name in blocked - self.left_to_front
+        }
         self._process: asyncio.subprocess.Process | None = None
         self._output: deque[str] = deque(maxlen=20)
         self._drain: asyncio.Task[None] | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether its process has been started and not been stopped."""
+        return self._process is not None
 
     async def start(self, policies: Mapping[str, str], *, load_delay: int = 0) -> None:
         """Start the server with one user for each object ID; return when it answers.
@@ -102,8 +128,20 @@ class Server:
         It takes ``load_delay`` microseconds longer for each key of saved data, and may answer with
         LOADING meanwhile.
         """
-        configuration = self._directory / "server.conf"
-        configuration.write_text(self._configuration(policies, load_delay))
+        file = self._directory / "server.conf"
+        file.write_text(
+            configuration(
+                directory=self._directory,
+                socket=self.path,
+                master_secret=self._master_secret,
+                secret=self.secret,
+                policies=policies,
+                names=self._names,
+                databases=self._databases,
+                membership=self.membership,
+                load_delay=load_delay,
+            )
+        )
         self.path.unlink(missing_ok=True)
         self._output.clear()
         self._process = await asyncio.create_subprocess_exec(
@@ -112,7 +150,7 @@ class Server:
             SUPERVISOR,
             "sh",
             str(self._executable),
-            str(configuration),
+            str(file),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -135,9 +173,19 @@ class Server:
                 self.version = _version(await self.execute("INFO", "server"))
                 return
             if running.done() or loop.time() > deadline:
-                output = "\n".join(self._output) or "It said nothing."
-                raise EmulatorError(f"{self._executable} did not start. {output}")
+                raise self._failure()
             await asyncio.sleep(POLL_INTERVAL)
+
+    def _failure(self) -> EmulatorError:
+        """Why it does not run, as far as its output tells."""
+        output = "\n".join(self._output) or "It said nothing."
+        if "announce-client-port" in output:
+            return EmulatorError(
+                f"{self._executable} can't be the node of this cluster, which needs Valkey 9.1 or "
+                f"later: {INSTALL}"
+            )
+        kind = PortTakenError if "ddress already in use" in output else EmulatorError
+        return kind(f"{self._executable} did not start. {output}")
 
     async def _read_output(self, stream: asyncio.StreamReader) -> None:
         async for line in stream:
@@ -162,7 +210,7 @@ class Server:
         In one step: between a SAVE and a kill the server would answer writes and then forget them.
         """
         with contextlib.suppress(OSError, EOFError):  # that is how it answers
-            await self.execute(self._shutdown, "SAVE")
+            await self.execute("SHUTDOWN", "SAVE")
         await self.stop()
 
     async def delay_per_key(self, seconds: float) -> int:
@@ -174,61 +222,62 @@ class Server:
         """Remove saved data."""
         (self._directory / "dump.rdb").unlink(missing_ok=True)
 
+    def forget_cluster(self) -> None:
+        """Remove what it knows of its cluster, to be a node of a new one."""
+        self.forget()
+        (self._directory / "nodes.conf").unlink(missing_ok=True)
+
     async def set_policy(self, object_id: str, policy: str) -> None:
         """Make or change an identity's user; its connections go on with the new rights."""
-        await self.execute("ACL", "SETUSER", object_id, *acl_rules(policy, self.secret))
+        more = CLUSTER_RULES if self.membership is not None else ""
+        await self.execute("ACL", "SETUSER", object_id, *acl_rules(policy, self.secret, more))
 
-    async def clear(self) -> None:
-        """Remove data and scripts, once they are loaded."""
+    async def clear(self, *, data: bool = True) -> None:
+        """Remove data and scripts, once they are loaded; a replica has no ``data`` of its own."""
         async with asyncio.timeout(START_TIMEOUT):
             while "loading:1" in await self.execute("INFO", "persistence"):  # noqa: ASYNC110
                 await asyncio.sleep(POLL_INTERVAL)
-        await self.execute("FLUSHALL")
+        if data:
+            await self.execute("FLUSHALL")
         await self.execute("SCRIPT", "FLUSH")
 
-    async def execute(self, *arguments: str) -> str:
+    async def execute(self, *arguments: str | bytes) -> str:
         """Run a command as the server's master; return a simple or bulk reply as text.
 
         Raises EmulatorError for an error reply, OSError or EOFError where there is no server.
         """
+        reply: bytes = await self.call(*arguments)
+        return reply.decode("utf-8", "replace")
+
+    async def call(self, *arguments: str | bytes) -> Any:
+        """The same, with bytes, or a list of them, for a reply."""
+        [reply] = await self.call_all([arguments])
+        return reply
+
+    async def call_all(self, commands: Iterable[Sequence[str | bytes]]) -> list[Any]:
+        """Run many commands in one go, and return their replies."""
+        every = [self._packed(each) for each in commands]
+        if not every:
+            return []
         reader, writer = await asyncio.open_unix_connection(str(self.path))
         try:
-            for command in (("AUTH", MASTER, self._master_secret), arguments):
-                parts = [f"*{len(command)}\r\n"]
-                parts += [f"${len(each.encode())}\r\n{each}\r\n" for each in command]
-                writer.write("".join(parts).encode())
-                reply = await _read_reply(reader)
-            return reply
+            sign_in = self._packed(("AUTH", MASTER, self._master_secret))
+            writer.write(b"".join((sign_in, *every)))
+            await _read_reply(reader)
+            return [await _read_reply(reader) for _ in every]
         finally:
             writer.close()
 
-    def _configuration(self, policies: Mapping[str, str], load_delay: int = 0) -> str:
-        lines = [
-            "port 0",
-            f'unixsocket "{self.path}"',
-            "unixsocketperm 700",
-            f'dir "{self._directory}"',
-            'save ""',
-            "appendonly no",
-            "daemonize no",
-            "loglevel warning",
-            # Azure's policies say nothing of channels: they are open to everybody.
-            "acl-pubsub-default allchannels",
-            "user default off",
-            f"user {MASTER} on {password_hash(self._master_secret)} +@all ~* &*",
-        ]
-        if load_delay:
-            lines.append(f"key-load-delay {load_delay}")
-            lines.append("loading-process-events-interval-bytes 1024")  # to answer between keys
-        for object_id, policy in policies.items():
-            rules = POLICIES[policy]
-            lines.append(f"user {object_id} on {password_hash(self.secret)} &* {rules}")
-        names = {**dict.fromkeys(self._blocked, ""), "SHUTDOWN": self._shutdown}
-        lines += [f'rename-command {name} "{new}"' for name, new in names.items() if new != name]
-        return "\n".join(lines) + "\n"
+    def _packed(self, arguments: Sequence[str | bytes]) -> bytes:
+        """A command as RESP, by the name that it has on this server."""
+        first, *rest = [each.encode() if isinstance(each, str) else each for each in arguments]
+        first = (self._names.get(first.decode().upper()) or first.decode()).encode()
+        parts = [b"*%d\r\n" % len(arguments)]
+        parts += [b"$%d\r\n%b\r\n" % (len(each), each) for each in (first, *rest)]
+        return b"".join(parts)
 
 
-async def _read_reply(reader: asyncio.StreamReader) -> str:
+async def _read_reply(reader: asyncio.StreamReader) -> Any:
     line = await reader.readline()
     if not line:
         raise EOFError("the server closed the connection")
@@ -236,8 +285,10 @@ async def _read_reply(reader: asyncio.StreamReader) -> str:
         raise EmulatorError(f"the server refused a command: {line[1:].decode().strip()}")
     if line[:1] == b"$":
         body = await reader.readexactly(int(line[1:]) + 2)
-        return body[:-2].decode("utf-8", "replace")
-    return line[1:].decode().strip()
+        return body[:-2]
+    if line[:1] == b"*":
+        return [await _read_reply(reader) for _ in range(int(line[1:]))]
+    return line[1:].strip()
 
 
 def _version(info: str) -> str:

@@ -13,6 +13,7 @@ SUBSCRIBE and the like    RESP3: pushes, one per channel, or an error, or QUEUED
 SUBSCRIBE in RESP2        messages that look like replies: the session loses track
 MONITOR, SYNC, PSYNC      a stream that is no replies: the session loses track
 CLIENT REPLY OFF, SKIP    none: the session loses track
+a blocked command         one: it is spoilt, so that the server does not know it
 anything else             one
 ========================  =====================================================================
 
@@ -145,9 +146,10 @@ def pack(arguments: list[bytes]) -> bytes:
 class Session:
     """Follows one connection: cuts out its sign-ins and tells how the server answered them."""
 
-    def __init__(self, secret: str) -> None:
+    def __init__(self, secret: str, blocked: frozenset[bytes] = frozenset()) -> None:
         self._secret = secret.encode()
-        self._requests = RequestFramer()
+        self._blocked = blocked
+        self._requests = RequestFramer(blocked)
         self._replies = ReplyFramer()
         self._slots: deque[tuple[int, SignIn | _Subscription | _Departure]] = deque()
         self._owed = 0  # ordinary replies behind the last slot
@@ -167,7 +169,7 @@ class Session:
                 self._owed += item.commands
                 forward.append(item.data)
             elif isinstance(item, Command):
-                forward.append(self._sign_in(item) or item.raw)
+                forward.append(self._spoilt(item) or self._sign_in(item) or item.raw)
             else:
                 self._notice(item)
         return forward
@@ -235,6 +237,14 @@ class Session:
             if isinstance(slot, SignIn) and slot.verdict is not None:
                 self.outcomes.append(_unproven(slot, "replies are not followed any more"))
         self._slots.clear()
+
+    def _spoilt(self, command: Command) -> bytes | None:
+        """A blocked command with a name that no server knows; its reply is the native one."""
+        name = command.arguments[0]
+        if name.upper() not in self._blocked:
+            return None
+        self._owed += 1
+        return pack([name + b" ", *command.arguments[1:]])
 
     def _sign_in(self, command: Command) -> SignIn | None:
         """The sign-in in a command, if it is one."""

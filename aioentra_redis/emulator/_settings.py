@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ._policies import check_policy
 
-__all__ = ["Claims", "Countdown", "Cut", "Faults", "IdentityFailure", "Settings"]
+__all__ = [
+    "Claims",
+    "Countdown",
+    "Cut",
+    "Faults",
+    "FrontFaults",
+    "IdentityFailure",
+    "Settings",
+]
 
 CUT_ENDS = ("close", "hang", "end")
 
@@ -117,21 +125,34 @@ class Cut:
             raise ValueError("an answer can't end before it begins: say after how many bytes")
 
 
+@dataclass(slots=True)
+class FrontFaults:
+    """What goes wrong where clients sign in: at one node, or at all of them.
+
+    With ``new_frozen`` new connections are, and with ``new_executes`` the server runs what such
+    a connection sends.
+    """
+
+    auth_delay: float = 0.0
+    auth_hangs: Countdown = field(default_factory=Countdown)
+    refusals: Countdown = field(default_factory=Countdown)
+    revoked: set[str] = field(default_factory=set)
+    new_frozen: bool = False
+    new_executes: bool = False
+
+
 class Faults:
-    """Every fault that is switched on; ``heal`` switches all of them off."""
+    """Every fault that is switched on; ``heal`` switches all of them off.
+
+    ``at(None)`` has those of all nodes, ``at(node)`` one node's own, which come first.
+    """
 
     identity_delay: float
-    auth_delay: float
-    auth_hangs: Countdown
-    new_frozen: bool
-    new_executes: bool
     failure: IdentityFailure
     failures: Countdown
     cut: Cut
     cuts: Countdown
     hangs: Countdown
-    refusals: Countdown
-    revoked: set[str]
     claims: Claims
 
     def __init__(self) -> None:
@@ -140,18 +161,21 @@ class Faults:
 
     def _clear(self) -> None:
         self.identity_delay = 0.0
-        self.auth_delay = 0.0
-        self.auth_hangs = Countdown()
-        self.new_frozen = False  # and whether the server runs what such a connection sends:
-        self.new_executes = False
         self.failure = IdentityFailure()
         self.failures = Countdown()
         self.cut = Cut()
         self.cuts = Countdown()
         self.hangs = Countdown()
-        self.refusals = Countdown()
-        self.revoked = set()
         self.claims = Claims()
+        self._fronts: dict[int | None, FrontFaults] = {None: FrontFaults()}
+
+    def at(self, node: int | None) -> FrontFaults:
+        """The faults of one node's front, or of all of them, to be read or changed."""
+        return self._fronts.setdefault(node, FrontFaults())
+
+    def meeting(self, node: int) -> Iterable[FrontFaults]:
+        """The faults that a connection to this node meets: its own, then everybody's."""
+        return [self._fronts[each] for each in (node, None) if each in self._fronts]
 
     def take_failure(self, endpoint: str) -> IdentityFailure | None:
         """The failure that a request to ``endpoint`` meets, which then counts."""
@@ -164,6 +188,11 @@ class Faults:
         if self.cut.endpoint not in (None, endpoint):
             return None
         return self.cut if self.cuts.take() else None
+
+    def forgive(self, object_id: str, node: int | None) -> None:
+        """Give an identity back what ``revoke`` took, at one node or everywhere."""
+        for each in self._fronts.values() if node is None else [self.at(node)]:
+            each.revoked.discard(object_id)
 
     async def until_healed(self) -> None:
         """Wait for the next ``heal``; cancelling is safe."""

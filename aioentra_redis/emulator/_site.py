@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import socket
 import ssl
 
 from aiohttp import web
 
-__all__ = ["Site", "loopback_sockets", "port_of"]
+from ._door import Door
+
+__all__ = ["Site"]
 
 
 class Site:
@@ -24,71 +24,31 @@ class Site:
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
         self._sockets = sockets
         self._context = context
-        self._servers: list[asyncio.Server] = []
+        self._door: Door | None = None
 
     async def start(self) -> None:
         """Accept connections; does nothing where that is so already."""
-        if self._runner.server is None:
+        if self._door is None:
             await self._runner.setup()
-        if not self._servers:
-            loop = asyncio.get_running_loop()
             factory = self._runner.server
             assert factory is not None
-            for each in self._sockets:
-                server = await loop.create_server(factory, sock=each, ssl=self._context)
-                self._servers.append(server)
+            self._door = Door(self._sockets, factory, self._context)
+        await self._door.accept()
 
     async def refuse(self) -> None:
-        """End all connections and refuse new ones until the next ``start``.
-
-        The ports stay ours: bound, but not listening, so nobody else gets them meanwhile.
-        """
-        if not self._servers:
+        """End all connections and refuse new ones until the next ``start``."""
+        if self._door is None or not self._door.open:
             return
-        addresses = [(each.family, each.getsockname()) for each in self._sockets]
-        self._stop_listening()
-        self._sockets = [_bound(family, address) for family, address in addresses]
+        self._door.refuse()
         assert self._runner.server is not None
         for connection in self._runner.server.connections:
             connection.force_close()
 
     async def aclose(self) -> None:
         """End all connections and close the sockets."""
-        self._stop_listening()
-        for each in self._sockets:
-            each.close()
+        if self._door is not None:
+            self._door.close()
+        else:
+            for each in self._sockets:
+                each.close()
         await self._runner.cleanup()
-
-    def _stop_listening(self) -> None:
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
-
-
-def _bound(family: socket.AddressFamily, address: object) -> socket.socket:
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6:
-        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    bound.bind(address)  # type: ignore[arg-type]
-    return bound
-
-
-def loopback_sockets(port: int, *, v6: bool = True) -> list[socket.socket]:
-    """Sockets bound to one port of 127.0.0.1 and, where there is IPv6, of ::1.
-
-    ``localhost`` may mean either. Never anything but loopback: this is for development.
-    """
-    first = socket.create_server(("127.0.0.1", port))
-    sockets = [first]
-    if v6 and socket.has_ipv6:
-        with contextlib.suppress(OSError):  # no IPv6 here, or the port is taken there
-            address = ("::1", first.getsockname()[1])
-            sockets.append(socket.create_server(address, family=socket.AF_INET6))
-    return sockets
-
-
-def port_of(sockets: list[socket.socket]) -> int:
-    """The port that all of ``sockets`` are bound to."""
-    port: int = sockets[0].getsockname()[1]
-    return port

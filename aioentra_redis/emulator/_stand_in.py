@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import dataclasses
 import secrets
@@ -21,21 +20,25 @@ from ._authority import make_authority
 from ._certificates import Certificates, make_certificates
 from ._control import Method, serve_control
 from ._directory import TENANT_ID, Directory, Events, make_identities
+from ._door import loopback_sockets, port_of
+from ._fleet import Fleet
 from ._front import Front
+from ._front_control import FrontControl
 from ._gate import Gate
 from ._managed_identity import APP_SERVICE_PATH, make_managed_identity
+from ._operations import Operations
 from ._options import Options
 from ._policies import check_policy
 from ._records import StartDetails
-from ._server import Server, find_server
+from ._server import find_server
 from ._settings import Countdown, Cut, Faults, IdentityFailure
-from ._site import Site, loopback_sockets, port_of
+from ._site import Site
 from ._tokens import REDIS_RESOURCE, TokenIssuer, TokenVerifier, generate_key
 
 __all__ = ["StandIn"]
 
 MAX_SOCKET_PATH = 90
-"""Unix socket paths end at 104 bytes on macOS and 108 on Linux."""
+"""Unix socket paths end at 104 bytes on macOS and 108 on Linux; a cluster's are 7 longer."""
 
 
 class StandIn:
@@ -71,13 +74,16 @@ class StandIn:
         self._policies.update(
             {each.object_id: options.settings.policy for each in identities.values()}
         )
-        self._server = Server(executable, directory, blocked_commands=options.blocked_commands)
-        self._stack.push_async_callback(self._server.stop)
-        starting = asyncio.create_task(self._server.start(self._policies))
+        self._fleet = Fleet(options, executable, directory)
+        self._stack.push_async_callback(self._fleet.aclose)
+        starting = asyncio.create_task(self._fleet.start(self._policies))
+        self._stack.push_async_callback(_ended, starting)
         await asyncio.sleep(0)
 
         principal = identities["service_principal"]
-        certificates = make_certificates(directory, principal.client_id)
+        certificates = make_certificates(
+            directory, principal.client_id, options.offer.certificate_names
+        )
         self._certificates = certificates
         issuer = TokenIssuer(TENANT_ID, clock=time.time)
         self._directory = Directory(
@@ -89,7 +95,6 @@ class StandIn:
         )
         self._verifier = TokenVerifier(issuer.public_keys)
         self._gate = Gate(self._verifier, self._policies, self._faults, tenant_id=TENANT_ID)
-        await starting
 
         authority = await self._serve_authority(certificates)
         identity_header = secrets.token_hex(16)
@@ -103,25 +108,18 @@ class StandIn:
         await self._serve(application, sockets)
         managed_identity_url = f"http://127.0.0.1:{port_of(sockets)}"
 
-        self._front = Front(
-            self._gate,
-            server_path=self._server.path,
-            secret=self._server.secret,
-            faults=self._faults,
-            events=self._events,
-        )
+        await starting
+        self._front = Front(self._gate, faults=self._faults, events=self._events)
         self._stack.push_async_callback(self._front.aclose)
-        secure = loopback_sockets(options.port)
-        await self._front.listen(secure, "tls", certificates.redis_context)
-        plaintext = loopback_sockets(options.plaintext_port, v6=False)
-        await self._front.listen(plaintext, "plaintext")
+        await self._fleet.open(self._front, certificates.redis_context)
+        plaintext = self._fleet.plaintext_port
 
         control = directory / "control.sock"
         control_server = await serve_control(control, self.methods())
         self._stack.callback(control_server.close)
         return StartDetails(
-            url=f"rediss://localhost:{port_of(secure)}",
-            plaintext_url=f"redis://127.0.0.1:{port_of(plaintext)}",
+            url=f"rediss://localhost:{self._fleet.port}",
+            plaintext_url=f"redis://127.0.0.1:{plaintext}" if plaintext else None,
             authority=authority,
             managed_identity_url=managed_identity_url,
             app_service_url=managed_identity_url + APP_SERVICE_PATH,
@@ -132,7 +130,8 @@ class StandIn:
             ca_bundle=str(certificates.ca_bundle),
             federated_token_file=str(certificates.federated_token_file),
             tenant_id=TENANT_ID,
-            server_version=self._server.version,
+            server_version=self._fleet.version,
+            profile=options.profile,
             **identities,
         )
 
@@ -165,32 +164,23 @@ class StandIn:
     def methods(self) -> dict[str, Method]:
         """What can be called through the control channel, by name."""
         return {
-            "abandon_connections": self.abandon_connections,
             "configure": self.configure,
-            "connections": self.connections,
             "cut_identity": self.cut_identity,
-            "cut_replies": self.cut_replies,
-            "delay_auth": self.delay_auth,
             "delay_identity": self.delay_identity,
-            "drop_connections": self.drop_connections,
             "fail_identity": self.fail_identity,
-            "freeze_connections": self.freeze_connections,
-            "hang_auth": self.hang_auth,
             "hang_identity": self.hang_identity,
             "heal": self.heal,
-            "inject_reply": self.inject_reply,
             "issue_token": self.issue_token,
             "log": self.log,
             "next_tokens": self.next_tokens,
             "present_certificate": self.present_certificate,
             "present_identity_certificate": self.present_identity_certificate,
-            "refuse_auth": self.refuse_auth,
             "refuse_identity": self.refuse_identity,
             "reset": self.reset,
-            "restart_server": self.restart_server,
-            "revoke": self.revoke,
             "rotate_signing_key": self.rotate_signing_key,
             "set_policy": self.set_policy,
+            **FrontControl(self._front, self._faults, self._fleet.check).methods(),
+            **Operations(self._fleet, self._policies).methods(),
         }
 
     async def configure(self, **changes: Any) -> None:
@@ -231,48 +221,15 @@ class StandIn:
         self._directory.issuer.rotate(await asyncio.to_thread(generate_key))
         self._directory.forget_tokens()
 
-    async def refuse_auth(self, *, times: int | None) -> None:
-        self._faults.refusals = Countdown(times)
-
-    async def delay_auth(self, *, seconds: float) -> None:
-        self._faults.auth_delay = seconds
-
-    async def hang_auth(self, *, times: int | None) -> None:
-        self._faults.auth_hangs = Countdown(times)
-
-    async def revoke(self, *, object_id: str) -> None:
-        self._faults.revoked.add(object_id.lower())
-
-    async def set_policy(self, *, object_id: str, policy: str) -> None:
-        check_policy(policy)
+    async def set_policy(self, *, object_id: str, policy: str, node: int | None = None) -> None:
+        check_policy(policy, self._options.offer.policies)
+        self._fleet.check(node)
         object_id = object_id.lower()
         if not object_id or not all(each.isalnum() or each == "-" for each in object_id):
             raise ValueError(f"not an object ID: {object_id!r}")
-        await self._server.set_policy(object_id, policy)
+        await self._fleet.set_policy(object_id, policy, node)
         self._policies[object_id] = policy
-        self._faults.revoked.discard(object_id)
-
-    async def drop_connections(self, *, connection: int | None, object_id: str | None) -> int:
-        dropped = self._front.drop(connection=connection, object_id=object_id)
-        for _ in range(3):
-            await asyncio.sleep(0)  # the sockets are closed in the loop's next turns: wait for that
-        return dropped
-
-    async def freeze_connections(self, *, connection: int | None, new: bool, execute: bool) -> int:
-        if new:
-            self._faults.new_frozen, self._faults.new_executes = True, execute
-        return self._front.freeze(connection=connection, executes=execute)
-
-    async def abandon_connections(self, *, connection: int | None) -> int:
-        return self._front.abandon(connection=connection)
-
-    async def cut_replies(self, *, after: int, connection: int | None) -> int:
-        if after < 0:
-            raise ValueError("after= is a number of bytes, 0 or more")
-        return self._front.cut_replies(after, connection=connection)
-
-    async def inject_reply(self, *, data: str, connection: int | None) -> int:
-        return self._front.inject(base64.b64decode(data), connection=connection)
+        self._faults.forgive(object_id, node)
 
     async def present_certificate(self, *, kind: str) -> None:
         if kind != self._presented:
@@ -283,18 +240,6 @@ class StandIn:
         if kind != self._presented_by_authority:
             self._certificates.present(kind, to="identity")
             self._presented_by_authority = kind
-
-    async def restart_server(self, *, keep_data: bool, downtime: float, loading: float) -> None:
-        if keep_data:
-            delay = await self._server.delay_per_key(loading) if loading else 0
-            await self._server.save_and_stop()
-        else:
-            delay = 0
-            await self._server.stop()
-            self._server.forget()
-        await asyncio.sleep(downtime)
-        await self._server.start(self._policies, load_delay=delay)
-        self._server.forget()  # it is open by now if it is still being loaded
 
     async def heal(self) -> None:
         self._faults.heal()
@@ -310,17 +255,12 @@ class StandIn:
         await self.heal()
         self._front.drop()
         self._directory.settings = self._options.settings
-        known = {each.object_id for each in self._directory.identities}
-        for object_id, policy in list(self._policies.items()):
-            if object_id not in known:
-                del self._policies[object_id]
-            elif policy != self._options.settings.policy:
-                await self.set_policy(object_id=object_id, policy=self._options.settings.policy)
-        await self._server.clear()
+        self._policies.clear()
+        self._policies.update(
+            {each.object_id: self._options.settings.policy for each in self._directory.identities}
+        )
+        await self._fleet.reset(self._policies)
         self._events.clear()
-
-    async def connections(self) -> list[dict[str, Any]]:
-        return [dataclasses.asdict(each) for each in self._front.open_connections()]
 
     async def log(self) -> Mapping[str, list[dict[str, Any]]]:
         return {
@@ -329,6 +269,12 @@ class StandIn:
             "auths": [dataclasses.asdict(each) for each in self._events.auths],
             "closes": [dataclasses.asdict(each) for each in self._events.closes],
         }
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    """Cancel a task, if it is not done, and wait for its end, whatever that is."""
+    task.cancel()
+    await asyncio.wait([task])
 
 
 def _private_directory() -> Path:

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from aioentra_redis.emulator._site import Site, loopback_sockets, port_of
+from aioentra_redis.emulator._door import loopback_sockets, port_of
+from aioentra_redis.emulator._site import Site
 
 
 async def answer(_request: web.Request) -> web.Response:

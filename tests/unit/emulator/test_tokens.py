@@ -215,10 +215,10 @@ def test_faults_of_auth(issuer: TokenIssuer, clock: Clock):
     faults = Faults()
     judge = gate(issuer, clock, faults).judge
     token = issue(issuer).value
-    faults.refusals.times = 2
+    faults.at(None).refusals.times = 2
     reasons = [judge(OID, token).reason for _ in range(3)]
     assert reasons == ["refused on demand", "refused on demand", None]
-    faults.revoked.add(OID)
+    faults.at(None).revoked.add(OID)
     assert judge(OID, token).reason == "revoked"
     faults.heal()
     assert judge(OID, token).reason is None
