@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import redis.asyncio
-from azure.core.credentials import AccessTokenInfo
-from support.signing_in import BRISK, minted_source
-from support.token_fakes import jwt
+from support.free_tokens import OID, free_source
+from support.signing_in import minted_source
 
 from aioentra_redis import EntraRedis, TokenSource
 from aioentra_redis.emulator import Emulator
@@ -31,9 +30,6 @@ __all__ = [
     "contents",
     "valkey",
 ]
-
-OID = "0e11a500-0000-4000-8000-000000000d1f"
-
 
 # -- clients -------------------------------------------------------------------------------------
 
@@ -98,7 +94,7 @@ class Valkey:
         return redis.asyncio.Redis(host="127.0.0.1", port=self.port, **options)
 
     def source(self, believed: float, **options: Any) -> TokenSource:
-        return TokenSource.from_credential_factory(_Mint(believed), refresh=BRISK, **options)
+        return free_source(believed, **options)
 
     def ours(
         self, client_class: type[EntraRedis], source: TokenSource | None, **options: Any
@@ -107,22 +103,6 @@ class Valkey:
 
     async def admin(self) -> redis.asyncio.Redis:
         return self.plain(protocol=2)
-
-
-class _Mint:
-    """A credential factory and its only instance; nobody checks its tokens."""
-
-    def __init__(self, believed: float) -> None:
-        self._believed = believed
-
-    async def __call__(self) -> _Mint:
-        return self
-
-    async def get_token_info(self, *scopes: str) -> AccessTokenInfo:
-        now = time.time()
-        claims = {"oid": OID, "tid": "t", "aud": "https://redis.azure.com", "iat": now}
-        expires_on: Any = now + self._believed
-        return AccessTokenInfo(jwt({**claims, "exp": now + 30}), expires_on)
 
 
 @contextlib.contextmanager

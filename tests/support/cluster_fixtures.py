@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from .free_tokens import OID
 from .server_cluster import ServerCluster
 
 __all__ = ["server_cluster", "server_cluster_process"]
@@ -14,8 +15,8 @@ __all__ = ["server_cluster", "server_cluster_process"]
 
 @pytest.fixture(scope="session")
 def server_cluster_process() -> Iterator[ServerCluster]:
-    """Three primaries with a replica each; ask for ``server_cluster`` instead."""
-    made = ServerCluster()
+    """Three primaries with a replica each; ``OID`` may sign in. Ask for ``server_cluster``."""
+    made = ServerCluster(users=[OID])
     asyncio.run(made.start())
     try:
         yield made

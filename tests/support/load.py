@@ -37,6 +37,8 @@ class Load:
         self.wrong: list[str] = []
         self.texts: set[str] = set()
         """What the errors of writes that may have been executed said."""
+        self.maybe_sent: list[float] = []
+        """When those writes had been sent, by the loop's clock."""
         self.latencies: list[tuple[float, float]] = []
         """When each command was sent, and how long it took, in seconds of the loop's clock."""
 
@@ -161,6 +163,9 @@ class _Worker:
         sent = clock()
         try:
             return await command
+        except MaybeExecutedError:
+            self._load.maybe_sent.append(sent)
+            raise
         finally:
             self._load.latencies.append((sent, clock() - sent))
 
