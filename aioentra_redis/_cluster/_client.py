@@ -206,7 +206,8 @@ class EntraRedisCluster(ClusterCommands):
             self._home.check()
             await self.nodes_manager.refresh()
             if not self.commands_parser.commands:
-                await self.commands_parser.initialize(self.nodes_manager.default_node)
+                anywhere: Any = _AnyNode(self.nodes_manager)
+                await self.commands_parser.initialize(anywhere)
             self._initialize = False
         return self
 
@@ -321,6 +322,16 @@ class EntraRedisCluster(ClusterCommands):
         self._stop_events()
         if not self._closed and self.nodes_manager.abandon():
             _warn(f"unclosed cluster client {self!r}", ResourceWarning, source=self)
+
+
+class _AnyNode:
+    """What redis-py's parser of commands asks about their keys, for as long as it lives."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        return await self._topology.any_node().execute_command(*args, **options)
 
 
 _RETRIES = ("retry", "cluster_error_retry_attempts", "connection_error_retry_attempts")

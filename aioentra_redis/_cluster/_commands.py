@@ -216,14 +216,20 @@ class ClusterCommands(RedisCluster):
             await self.initialize()
         plan = await self._plan(args)
         if plan.alone or options.get("target_nodes"):
-            return await self._where_redis_py_says(args, options)
+            return await self._where_redis_py_says(plan, args, options)
         options.pop("target_nodes", None)
         slot = await self._slot(plan, args)
         return await self._on_slot(plan, args, options, slot)
 
-    async def _where_redis_py_says(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    async def _where_redis_py_says(
+        self, plan: Plan, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
         """On the nodes that were named, or that redis-py names: one, or several at once."""
         name = args[0] if isinstance(args[0], str) else name_of(args[0])
+        flag = options.get("target_nodes") or flag_of(self, name)
+        if flag == self.DEFAULT_NODE and name not in self.result_callbacks:
+            options.pop("target_nodes", None)
+            return await self._travel(plan, args, options, self.nodes_manager.any_node)
         # Whoever has wrapped it has been led through already.
         way = unwrapped(RedisCluster, "execute_command")
         return await way(self, name, *args[1:], **options)
@@ -286,7 +292,9 @@ class ClusterCommands(RedisCluster):
         async def attempt(node: Node, asking: bool) -> Any:
             words = args if wait is None else _rest_of(wait, ends)
             try:
-                return await node.client.attempt(plan, words, options, asking=asking)
+                if asking:
+                    return await node.execute_command(*words, connect=False, asking=True, **options)
+                return await node.execute_command(*words, connect=False, **options)
             except redis_exceptions.TimeoutError as exc:
                 if wait is None or isinstance(exc, redis_exceptions.ConnectionError):
                     raise
@@ -294,7 +302,7 @@ class ClusterCommands(RedisCluster):
                 raise ConnectionLostError(str(exc)) from exc
 
         try:
-            return await journey.run(attempt, connects=plan.shared, failure=failure, at=at)
+            return await journey.run(attempt, failure=failure, at=at)
         except redis_exceptions.ResponseError:
             if EMPTY_RESPONSE in options:
                 return options[EMPTY_RESPONSE]

@@ -19,7 +19,7 @@ from .._recovery import maybe_executed
 from .._redaction import again
 from .._redis_py import retry_delays
 from ..errors import ClosedError, ConnectError, ConnectTimeoutError
-from ._nodes import Node
+from ._nodes import Node, NotConnectedError
 from ._redirects import Action, Redirect, judge
 from ._topology import Topology
 
@@ -72,16 +72,15 @@ class Journey:
         self,
         attempt: Callable[[Node, bool], Awaitable[Any]],
         *,
-        connects: bool = True,
         failure: Exception | None = None,
         at: Node | None = None,
     ) -> Any:
         """The outcome of ``attempt(node, asking)`` on the node where it succeeds.
 
         ``failure`` and ``at`` say how and where a first attempt has ended that was made elsewhere.
-        ``connects`` is False for what brings its own connection. Raises what the last attempt
-        raised, ``MaybeExecutedError``, ``ConnectTimeoutError``. Cancelling it cancels the attempt
-        and nobody else's wait.
+        ``attempt`` raises ``NotConnectedError`` for a node without a connection. Raises what the
+        last attempt raised, ``MaybeExecutedError``, ``ConnectTimeoutError``. Cancelling it cancels
+        the attempt and nobody else's wait.
         """
         node, asking = at, False
         with self._want:
@@ -92,10 +91,11 @@ class Journey:
                 try:
                     if node is None:
                         node = self._choose()
-                    if connects and not node.is_connected and not await self._usable(node):
-                        node = None if not asking else node
-                        continue
-                    return await attempt(node, asking)
+                    try:
+                        return await attempt(node, asking)
+                    except NotConnectedError:
+                        if not await self._usable(node) and not asking:
+                            node = None
                 except redis_exceptions.RedisError as exc:
                     failure = exc
                 except ClosedError as exc:

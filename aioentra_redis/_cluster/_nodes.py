@@ -32,15 +32,19 @@ from .._redis_py import (
     run_last_command,
 )
 from ..errors import CommandRefusedError, ConfigurationError, ConnectionLostError
-from ._plans import Plan, awaited
+from ._plans import awaited
 
 if TYPE_CHECKING:
     from .._plans import Callbacks
     from .._source import TokenSource
 
-__all__ = ["Common", "Node"]
+__all__ = ["Common", "Node", "NotConnectedError"]
 
 _ASKING = ("ASKING",)
+
+
+class NotConnectedError(ConnectionLostError):
+    """Nothing was sent: a node has no connection. Whoever routes commands decides what to do."""
 
 
 @dataclass
@@ -62,7 +66,6 @@ class NodeClient(EntraRedis):
 
     def __init__(self, common: Common, pool: redis.asyncio.ConnectionPool) -> None:
         self._common = common
-        self._asking = False
         super().__init__(
             connection_pool=pool,
             token_source=common.source,
@@ -110,29 +113,28 @@ class NodeClient(EntraRedis):
 
     # -- one attempt at a command ----------------------------------------------------------------
 
-    async def attempt(
-        self, plan: Plan, args: tuple[Any, ...], options: dict[str, Any], *, asking: bool
-    ) -> Any:
+    async def attempt(self, args: tuple[Any, ...], options: dict[str, Any], *, asking: bool) -> Any:
         """The reply of this node, through its response callback; what fails is not repeated.
 
         ``asking`` puts ASKING right in front of the command, in the same write. Raises what the
-        server or redis-py raises, ``ConnectionLostError`` where there is no connection,
+        server or redis-py raises, ``NotConnectedError`` where there is no connection,
         ``MaybeExecutedError`` for what was lost on a dedicated one, ``CommandRefusedError``.
         """
+        plan = self._make_plan(args)
         where = Route.SHARED if plan.shared else self._route(args)
         if where is Route.SHARED:
             words = args if plan.words is None else plan.words + args[1:]
             reply = await self._submitted(words, NEVER_DECODE in options, asking)
             if plan.callback is None:
                 return reply
-            return await awaited(plan.callback(reply, **command_options(dict(options))))
+            return await awaited(plan.callback(reply, **command_options(options)))
         if where is Route.REFUSED:
             name = command_words(args)
             raise CommandRefusedError(
                 f"{name} can't be sent on a connection that all coroutines share: {remedy(name)}"
             )
         if where is Route.LAST:
-            return await run_last_command(self, args, dict(options))
+            return await run_last_command(self, args, options)
         return await self._on_a_connection_of_its_own(args, {**options, _ASKED: asking})
 
     async def _submitted(self, words: tuple[Any, ...], raw: bool, asking: bool) -> Any:
@@ -162,8 +164,8 @@ class NodeClient(EntraRedis):
     async def admission(self) -> Session:
         """A session with room; after the submit the caller calls ``session.admitted()``.
 
-        Raises ``ConnectionLostError`` where there is none (waiting for one is up to the caller,
-        who may know of a better node), ``ClosedError``. Cancelling it is safe.
+        Raises ``NotConnectedError`` where there is none (waiting for one is up to the caller, who
+        may know of a better node), ``ClosedError``. Cancelling it is safe.
         """
         multiplexed = self.multiplexed
         multiplexed.check()
@@ -176,7 +178,7 @@ class NodeClient(EntraRedis):
             multiplexed.check()
             session = multiplexed.session
         if session is None or session.closed:
-            raise ConnectionLostError(f"there is no connection to {multiplexed.host}")
+            raise NotConnectedError(f"there is no connection to {multiplexed.host}")
         return session
 
     async def _send_command_parse_response(
@@ -299,9 +301,21 @@ class Node(NodeBase):
 
     # -- what redis-py and its users call --------------------------------------------------------
 
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """One command on this node, whatever slot its keys are in, as ``EntraRedis`` does it."""
-        return await self.client.execute_command(*args, **options)
+    async def execute_command(
+        self, *args: Any, asking: bool = False, connect: bool = True, **options: Any
+    ) -> Any:
+        """One command on this node, whatever slot its keys are in; what fails is not repeated.
+
+        ``asking`` sends ASKING in front of it. It waits for a connection, unless ``connect`` is
+        False: then ``NotConnectedError`` is raised.
+        """
+        while True:
+            try:
+                return await self.client.attempt(args, options, asking=asking)
+            except NotConnectedError:
+                if not connect:
+                    raise
+            await asyncio.shield(self.usable())
 
     def acquire_connection(self) -> Any:
         """A connection of the node's pool, leased until ``release``; as redis-py does it.

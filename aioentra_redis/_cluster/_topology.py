@@ -120,6 +120,14 @@ class Topology(TopologyBase):
         index = self.read_load_balancer.get_server_index(nodes[0].name, len(nodes), strategy)
         return nodes[index]
 
+    def any_node(self) -> Node:
+        """redis-py's default node, or another primary while that has no connection."""
+        node: Node = self.default_node
+        if node.is_connected or not node.was_connected:
+            return node
+        primaries = [each for each in self.nodes_cache.values() if each.server_type == PRIMARY]
+        return next((each for each in primaries if each.is_connected), node)
+
     def get_node(
         self, host: str | None = None, port: int | None = None, node_name: str | None = None
     ) -> Node | None:
