@@ -103,7 +103,7 @@ class ClusterCommands(RedisCluster):
         node = nodes[0] if not balanced else self._balanced(slot)
         session = node.multiplexed.straight
         if session is None or session.congested:
-            return await self._detour(args, options)
+            return await self._detour(args, options, node)
         try:
             future = session.submit(args if words is None else words + args[1:])
         except ConnectionLostError:
@@ -204,13 +204,16 @@ class ClusterCommands(RedisCluster):
 
     # -- every way but the straight one ----------------------------------------------------------
 
-    async def _detour(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    async def _detour(
+        self, args: tuple[Any, ...], options: dict[str, Any], chosen: Node | None = None
+    ) -> Any:
+        """Every way but the straight one; ``chosen`` is the node that it has come to."""
         if is_observed():
             way = led_through(RedisCluster, "execute_command", self, self._long_way)
             return await way(*args, **options)
-        return await self._long_way(*args, **options)
+        return await self._long_way(*args, _chosen=chosen, **options)
 
-    async def _long_way(self, *args: Any, **options: Any) -> Any:
+    async def _long_way(self, *args: Any, _chosen: Node | None = None, **options: Any) -> Any:
         self._check_open()
         if self._initialize:
             await self.initialize()
@@ -219,7 +222,7 @@ class ClusterCommands(RedisCluster):
             return await self._where_redis_py_says(plan, args, options)
         options.pop("target_nodes", None)
         slot = await self._slot(plan, args)
-        return await self._on_slot(plan, args, options, slot)
+        return await self._on_slot(plan, args, options, slot, at=_chosen)
 
     async def _where_redis_py_says(
         self, plan: Plan, args: tuple[Any, ...], options: dict[str, Any]
@@ -230,9 +233,26 @@ class ClusterCommands(RedisCluster):
         if flag == self.DEFAULT_NODE and name not in self.result_callbacks:
             options.pop("target_nodes", None)
             return await self._travel(plan, args, options, self.nodes_manager.any_node)
+        if isinstance(flag, str) and "target_nodes" in options:
+            options["target_nodes"] = nodes = self._flagged(flag)
+            if not nodes:
+                raise redis_exceptions.RedisClusterException(
+                    f"No targets were found to execute {args} command on"
+                )
         # Whoever has wrapped it has been led through already.
         way = unwrapped(RedisCluster, "execute_command")
         return await way(self, name, *args[1:], **options)
+
+    def _flagged(self, flag: str) -> list[Any]:
+        """The nodes that a node flag stands for; raises redis-py's TypeError for another word."""
+        if flag == self.RANDOM:
+            return [random.choice(self.get_primaries())]
+        kinds = {
+            self.PRIMARIES: self.get_primaries,
+            self.REPLICAS: self.get_replicas,
+            self.ALL_NODES: self.get_nodes,
+        }
+        return kinds[flag]() if flag in kinds else self._parse_target_nodes(flag)
 
     async def _execute_command(self, target_node: Any, *args: Any, **options: Any) -> Any:
         """What redis-py calls for one node, with a node of ours or one that only names it."""

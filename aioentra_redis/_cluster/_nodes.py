@@ -223,8 +223,13 @@ class Node(NodeBase):
         super().__init__(host, port, server_type, **options)
         self._tls_name = tls_name
         self._common = common
-        if common is not None:
+        if common is not None:  # what redis-py's own classes read of a node
+            template = common.template
             self.response_callbacks = common.callbacks
+            kind: Any = template.connection_class
+            self.connection_class = kind
+            self.max_connections = template.max_connections
+            self.connection_kwargs = {**template.connection_kwargs, "host": host, "port": port}
         self._client: NodeClient | None = None
         self._usable: asyncio.Task[None] | None = None
         self.multiplexed: MultiplexedConnection = _NOT_CONNECTED

@@ -36,9 +36,10 @@ def find_in_range(first: int, last: int, step: int) -> Finder:
 
     def find(args: Sequence[Any]) -> Sequence[Any]:
         stop = len(args) + last if last < 0 else last
-        if stop < first:
+        keys = args[first : stop + 1 : step]
+        if not keys:
             raise IndexError("the command has no key")
-        return args[first : stop + 1 : step]
+        return keys
 
     return find
 
