@@ -191,7 +191,10 @@ class Commands(Redis):
         else:
             way = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         reply = keeping_reply(way)
-        return await (reply if self._held is None else self._held.around(args, reply))
+        try:
+            return await (reply if self._held is None else self._held.around(args, reply))
+        except redis_exceptions.ResponseError as exc:
+            raise self._explained(exc)  # noqa: B904 - most often it is the same one
 
     async def _send_command_parse_response(
         self, conn: Any, command_name: Any, *args: Any, **options: Any
@@ -224,7 +227,7 @@ class Commands(Redis):
 
     def _explained(self, error: redis_exceptions.ResponseError) -> redis_exceptions.RedisError:
         """What to raise for a server's error."""
-        return sent_elsewhere(error, self._multiplexed) or error  # type: ignore[arg-type]
+        return sent_elsewhere(error, self._multiplexed) or error
 
     async def _submit_again(
         self,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import Generator
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
 from urllib.parse import urlsplit
+
+import redis.asyncio
 
 from ._client import EntraRedis
 from ._cluster import EntraRedisCluster
@@ -16,7 +19,6 @@ from ._options import check_host_for_plaintext, check_seconds, check_sign_in, re
 from ._redis_py import asking
 from ._source import TokenSource
 from .errors import (
-    ClusterModeError,
     ConfigurationError,
     ConnectTimeoutError,
     EntraRedisError,
@@ -76,22 +78,19 @@ class Connecting(Generic[Client]):
         owned = None if self._token_source is not None else self._own_source()
         source = self._token_source or owned
         assert source is not None
-        client: EntraRedis | None = None
-        stage = "token"
+        opening = _Opening(self._url, source, owned, cluster=self._cluster, keywords=self._keywords)
         try:
             # Made first: what is wrong with the options shows before a token is asked for.
-            client = EntraRedis.from_url(self._url, token_source=source, **self._keywords)
-            client.own(owned)
+            opening.make()
             async with asyncio.timeout(self._open_timeout):
                 await source.get()
-                stage = "tcp"
-                await self._start(client)
+                opening.stage = "tcp"
+                return await opening.start()
         except BaseException as exc:
-            await asyncio.shield(_close(client if client is not None else owned))
+            await asyncio.shield(opening.undo())
             if isinstance(exc, TimeoutError) and not isinstance(exc, EntraRedisError):
-                raise self._too_late(stage, source) from None
+                raise self._too_late(opening.stage, source) from None
             raise
-        return client
 
     def _own_source(self) -> TokenSource:
         if self._credential is not None:
@@ -114,25 +113,81 @@ class Connecting(Generic[Client]):
             port=parts.port,
         )
 
-    async def _start(self, client: EntraRedis) -> None:
-        if self._cluster is False:
-            await client.start()
+
+def _keywords_of(*kinds: type) -> frozenset[str]:
+    return frozenset(name for kind in kinds for name in inspect.signature(kind).parameters)
+
+
+OF_CLUSTERS: Final = _keywords_of(EntraRedisCluster, redis.asyncio.RedisCluster)
+FOR_CLUSTERS: Final = OF_CLUSTERS - _keywords_of(EntraRedis, redis.asyncio.Redis)
+"""Keywords that a cluster's client has, and those that only it has: as long as it is not known
+which client it will be, they wait."""
+
+
+class _Opening:
+    """The client that is being opened, of the one class or the other; it owns what it has made."""
+
+    def __init__(
+        self,
+        url: str,
+        source: TokenSource,
+        owned: TokenSource | None,
+        *,
+        cluster: bool | Literal["auto"],
+        keywords: dict[str, Any],
+    ) -> None:
+        self.stage = "token"
+        self._url = url
+        self._where = urlsplit(url).netloc.rpartition("@")[2]
+        self._source = source
+        self._owned = owned
+        self._cluster = cluster
+        self._keywords = keywords
+        self._client: EntraRedis | EntraRedisCluster | None = None
+
+    def make(self) -> None:
+        """Make the client that was asked for, or the one that finds out which is needed."""
+        if self._cluster is True:
+            self._client = self._clusters()
             return
+        keywords = self._keywords
+        if self._cluster == "auto":
+            keywords = {name: it for name, it in keywords.items() if name not in FOR_CLUSTERS}
+        self._client = EntraRedis.from_url(self._url, token_source=self._source, **keywords)
+        self._client.own(self._owned)
+
+    def _clusters(self) -> EntraRedisCluster:
+        made = EntraRedisCluster.from_url(self._url, token_source=self._source, **self._keywords)
+        client = cast(EntraRedisCluster, made)  # redis-py's type is its own class
+        client.own(self._owned)
+        return client
+
+    async def start(self) -> EntraRedis | EntraRedisCluster:
+        """Connect and sign in; as a client of the other class if the server turns out so."""
+        client = self._client
+        assert client is not None
+        if isinstance(client, EntraRedisCluster) or self._cluster is False:
+            return await client.start()
         with asking(client.connection_pool) as answers:
             await client.start()
-        where = urlsplit(self._url).netloc.rpartition("@")[2]
-        if await client.is_cluster_node(answers):
-            raise ClusterModeError(f"{where} is a cluster: use EntraRedisCluster")
-        if self._cluster is True:
-            raise ClusterModeError(
-                f"{where} is not a cluster, or has the Enterprise cluster policy: leave out "
-                "cluster=True"
+        if not await client.is_cluster_node(answers):
+            return client
+        if strange := self._keywords.keys() - OF_CLUSTERS:
+            raise ConfigurationError(
+                f"{self._where} is a cluster, whose client has no {', '.join(sorted(strange))}=: "
+                "leave that out"
             )
+        client.own(None)
+        self._client = None
+        await client.aclose()
+        self._client = self._clusters()
+        return await self._client.start()
 
-
-async def _close(what: EntraRedis | TokenSource | None) -> None:
-    if what is not None:
-        await what.aclose()
+    async def undo(self) -> None:
+        """Close what has been made."""
+        made = self._client if self._client is not None else self._owned
+        if made is not None:
+            await made.aclose()
 
 
 @overload
@@ -210,12 +265,18 @@ def connect(
 
     Times are in seconds: ``open_timeout`` for all of this, ``recovery_timeout`` for how long a
     command waits for a usable connection, ``close_timeout`` for commands in flight at the end.
-    ``on_event`` is called with every event. What else is passed goes to ``redis.asyncio.Redis``
-    under its own name.
+    ``on_event`` is called with every event. What else is passed goes to the client under its own
+    name, and from there to redis-py.
+
+    ``cluster=False`` makes an :class:`EntraRedis`, ``cluster=True`` an :class:`EntraRedisCluster`;
+    ``"auto"`` finds out: CLUSTER SLOTS goes out with the sign-in. Where the server is a cluster,
+    this first connection is closed again; keywords that only a cluster's client has wait until it
+    is known to be one. A server of the Enterprise cluster policy is a single endpoint.
 
     Raises :class:`ConfigurationError` (a ``ValueError``) for what can't work, before a byte is
     sent; a :class:`TokenError` where there is no token; a :class:`ConnectError` whose ``stage``
-    says which of DNS, TCP, TLS and AUTH failed. Cancelling it leaves nothing open.
+    says which of DNS, TCP, TLS and AUTH failed; :class:`ClusterModeError` for ``cluster=True``
+    where there is no cluster. Cancelling it leaves nothing open.
     """
     resolved = resolve_url(url, os.environ)
     check_sign_in(token_source, credential)
@@ -230,6 +291,11 @@ def connect(
             "connection of your own use `async with redis.client() as connection:` on it"
         )
     parts = urlsplit(resolved)
+    if cluster is True and (parts.scheme == "unix" or parts.path.strip("/") not in ("", "0")):
+        raise ConfigurationError(
+            "cluster=True: a cluster is reached over TCP and has database 0 only; expected "
+            "rediss://<host>:<port>"
+        )
     if parts.scheme == "redis":
         check_host_for_plaintext(
             parts.hostname or "", allow_plaintext=bool(redis_options.get("allow_plaintext"))

@@ -130,6 +130,8 @@ class EntraPipeline(ReturningPipeline):
         except _LOSSES as exc:
             words = command_words(args)
             raise self._explained_loss(exc, words, is_harmless(words)) from exc.__cause__
+        except redis_exceptions.ResponseError as exc:
+            raise self._explained(exc)  # noqa: B904 - most often it is the same one
 
     async def load_scripts(self) -> None:
         """Make sure that the server knows the scripts that are about to be run."""
@@ -150,6 +152,8 @@ class EntraPipeline(ReturningPipeline):
         except _LOSSES as exc:
             name = f"a pipeline of {len(stack)} commands"
             raise self._explained_loss(exc, name, repeatable) from exc.__cause__
+        except redis_exceptions.ResponseError as exc:
+            raise self._explained(exc)  # noqa: B904 - most often it is the same one
 
     def _explained_loss(
         self, error: redis_exceptions.RedisError, name: str, repeatable: bool

@@ -160,17 +160,23 @@ def maybe_executed(name: str, failure: redis_exceptions.RedisError) -> MaybeExec
 
 
 def sent_elsewhere(
-    error: redis_exceptions.ResponseError, multiplexed: MultiplexedConnection
+    error: redis_exceptions.ResponseError, multiplexed: MultiplexedConnection | None
 ) -> redis_exceptions.RedisError | None:
-    """What to raise instead where another server is the one to ask, None for any other error."""
+    """What to raise instead where another server is the one to ask, None for any other error.
+
+    Without ``multiplexed`` it was a connection of the caller's own.
+    """
     # By its text, too: redis-py 5 has no class for it outside of its cluster client.
     if isinstance(error, redis_exceptions.MovedError) or str(error).startswith("MOVED "):
         instead = ClusterModeError(
-            f"{multiplexed!r} is a node of a cluster and sent this command elsewhere ({error}): "
+            f"{multiplexed or 'the server'} is a node of a cluster and sent this command elsewhere "
+            f"({error}): "
             "connect with cluster=True"
         )
         instead.__cause__ = error
         return instead
+    if multiplexed is None:
+        return None
     if isinstance(error, redis_exceptions.ReadOnlyError) and multiplexed.follows_a_master:
         multiplexed.forget()  # Sentinel is asked again; the error is redis-py's for that
         demoted = redis_exceptions.ConnectionError("The previous master is now a slave")

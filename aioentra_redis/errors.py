@@ -18,7 +18,7 @@
     |   `-- MaybeExecutedError                   ... whose bytes had been written: it may have run
     |-- CommandTimeoutError (redis TimeoutError) no reply within ``socket_timeout``
     |-- CommandRefusedError (redis RedisError)   would break the shared connection
-    |-- ClusterModeError (redis RedisError)      the client does not fit the server's mode
+    |-- ClusterModeError (redis RedisClusterException)   does not fit the server's mode
     `-- LifecycleError (RuntimeError)
         |-- ClosedError                          used after close
         |-- WrongLoopError                       used from another event loop
@@ -180,7 +180,9 @@ class CommandRefusedError(EntraRedisError, redis_exceptions.RedisError):
     """The command would desynchronise the shared connection or change it for every caller."""
 
 
-class ClusterModeError(EntraRedisError, redis_exceptions.RedisError):
+class ClusterModeError(
+    EntraRedisError, redis_exceptions.RedisClusterException, redis_exceptions.RedisError
+):
     """The client does not fit the server's mode (single endpoint or cluster)."""
 
 

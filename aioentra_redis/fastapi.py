@@ -27,10 +27,11 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from ._client import EntraRedis
+from ._cluster import EntraRedisCluster
 from ._connect import connect
 from .errors import LifecycleError
 
-__all__ = ["Redis", "client", "get_redis", "lifespan"]
+__all__ = ["Redis", "RedisCluster", "client", "get_redis", "lifespan"]
 
 
 def lifespan(
@@ -44,7 +45,8 @@ def lifespan(
 
     ``url`` and ``options`` are those of ``connect()``; an application that can't sign in does not
     start, and says why. ``name`` is the client's name in the lifespan's state. ``cluster`` is
-    False unless said otherwise, so that the type of ``Redis`` is true.
+    False unless said otherwise, so that the type of ``Redis`` is true; with True that of
+    ``RedisCluster`` is.
 
     A lifespan of your own enters it and passes its state on::
 
@@ -108,3 +110,6 @@ get_redis: Dependency = client("redis")
 
 Redis = Annotated[EntraRedis, Depends(get_redis)]
 """Annotate a parameter of a route with this to get the client."""
+
+RedisCluster = Annotated[EntraRedisCluster, Depends(get_redis)]
+"""The same, where the lifespan was told ``cluster=True``."""

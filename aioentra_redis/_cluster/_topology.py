@@ -32,6 +32,7 @@ from .._supervision import Supervised
 from .._tls_names import TLSNames
 from ..errors import (
     ClosedError,
+    ClusterModeError,
     ClusterUnreachableError,
     LifecycleError,
     SignInRefusedError,
@@ -374,9 +375,16 @@ class Topology(TopologyBase):
     async def _ask_one(self, node: Node) -> Shape:
         try:
             reply = await node.execute_command("CLUSTER SLOTS")
+        except redis_exceptions.NoPermissionError as exc:
+            raise ClusterModeError(
+                f"{node.name} denies CLUSTER SLOTS ({exc}), from which a cluster's client learns "
+                "who owns which slot: permit it (+cluster|slots)"
+            ) from exc
         except redis_exceptions.ResponseError as exc:
-            raise redis_exceptions.RedisClusterException(
-                f"Cluster mode is not enabled on this node ({node.name}: {exc})"
+            raise ClusterModeError(
+                f"Cluster mode is not enabled on this node ({node.name}: {exc}): it is not a "
+                "cluster, or has the Enterprise cluster policy. Leave out cluster=True, or use "
+                "EntraRedis"
             ) from exc
         return shape_of(reply, lambda advertised: self._locate(advertised, node))
 

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 import aioentra_redis.fastapi
 from aioentra_redis import EntraRedis, LifecycleError, TokenSource
 from aioentra_redis.emulator import Emulator
-from aioentra_redis.fastapi import Redis, client, get_redis, lifespan
+from aioentra_redis.fastapi import Redis, RedisCluster, client, get_redis, lifespan
 
 Queue = Annotated[EntraRedis, Depends(client("queue"))]
 
@@ -90,6 +90,21 @@ def test_options_are_passed_on(made: list[FakeRedis]):
 def test_cluster_can_be_asked_for(made: list[FakeRedis]):
     with TestClient(application(lifespan=lifespan("rediss://one", cluster="auto"))):
         assert made[0].options == {"cluster": "auto"}
+
+
+def test_a_client_for_clusters_has_a_type_of_its_own(made: list[FakeRedis]):
+    app = application(lifespan=lifespan("rediss://many", cluster=True))
+
+    @app.get("/shard/{key}")
+    async def shard(key: str, redis: RedisCluster) -> Any:
+        return await redis.get(key)
+
+    app.dependency_overrides[get_redis] = lambda: FakeRedis("an override", {})
+    with TestClient(app) as http:
+        assert http.get("/shard/key").json() == "key of an override"
+        app.dependency_overrides.clear()
+        assert http.get("/shard/key").json() == "key of rediss://many"
+        assert made[0].options == {"cluster": True}
 
 
 def test_composes_with_a_lifespan_of_the_user(made: list[FakeRedis]):

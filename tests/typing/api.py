@@ -150,3 +150,7 @@ def lifespan_fits(cluster: Literal["auto"]) -> None:
 
 async def route(redis: aioentra_redis.fastapi.Redis) -> None:
     assert_type(redis, EntraRedis)
+
+
+async def route_to_a_cluster(redis: aioentra_redis.fastapi.RedisCluster) -> None:
+    assert_type(redis, EntraRedisCluster)

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from redis import exceptions as redis_exceptions
-from support.scripted_peer import HANG, OK, Peer, bulk
+from support.scripted_peer import HANG, Peer, bulk
 from support.token_fakes import Clock, Credential, source_of
 
-from aioentra_redis import EntraRedis, TokenSource, connect
+from aioentra_redis import EntraRedis, EntraRedisCluster, TokenSource, connect
 from aioentra_redis._connect import Connecting
-from aioentra_redis._events import ConnectionOpened, TokenPublished
+from aioentra_redis._events import ConnectionClosed, ConnectionOpened, TokenPublished
 from aioentra_redis._multiplex import _connection
 from aioentra_redis.errors import (
     ClusterModeError,
@@ -142,12 +142,72 @@ async def test_a_source_that_was_passed_in_stays_open(place: Place):
 
 
 @virtual_time
-@pytest.mark.parametrize(("slots", "cluster"), [(b"*1\r\n:1\r\n", "auto"), (NO_CLUSTER, True)])
-async def test_the_wrong_mode_leaves_nothing_open(place: Place, slots: bytes, cluster: Any):
-    place.peer.script["CLUSTER"] = lambda *_: slots
-    with pytest.raises(ClusterModeError, match="localhost:7 is"):
-        await connect(URL, credential=place.credential, cluster=cluster)
+async def test_cluster_true_where_there_is_none_leaves_nothing_open(place: Place):
+    with pytest.raises(ClusterModeError, match="Leave out cluster=True") as caught:
+        await connect(URL, credential=place.credential, cluster=True)
+    assert "localhost:7" in str(caught.value)
+    assert isinstance(caught.value, redis_exceptions.RedisClusterException)
     assert place.peer.open == []
+
+
+CLUSTER = b"*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n" + bulk("localhost") + b":7\r\n" + bulk("id")
+COMMANDS = b"*2\r\n" + b"".join(
+    b"*6\r\n" + bulk(name) + b":-2\r\n*0\r\n:1\r\n:1\r\n:1\r\n" for name in ("get", "set")
+)
+
+
+@virtual_time
+@pytest.mark.parametrize("cluster", [True, "auto"])
+async def test_a_cluster_gets_a_client_for_clusters(place: Place, cluster: Any):
+    place.peer.script.update(CLUSTER=lambda *_: CLUSTER, COMMAND=lambda *_: COMMANDS)
+    events: list[Any] = []
+    async with connect(
+        URL,
+        credential=place.credential,
+        cluster=cluster,
+        on_event=events.append,
+        require_full_coverage=True,
+        recovery_timeout=3,
+    ) as client:
+        assert isinstance(client, EntraRedisCluster)
+        assert await client.set("key", "value")
+        assert await client.get("key") == b"value"
+        source = client.token_source
+        # The one that found out is closed.
+        assert len(place.peer.open) == 1
+        assert len(client.auth_status()) == 1
+    assert source is not None
+    assert source.state.value == "closed"
+    assert len(place.credential.calls) == 1
+    assert place.peer.open == []
+    kinds = [type(event) for event in events]
+    assert kinds.count(ConnectionOpened) == kinds.count(ConnectionClosed)
+    assert kinds.count(TokenPublished) == 1
+
+
+@virtual_time
+async def test_keywords_for_clusters_are_no_matter_where_there_is_none(place: Place):
+    options: Any = {"read_from_replicas": True, "node_tls_names": "advertised"}
+    async with connect(URL, credential=place.credential, **options) as client:
+        assert isinstance(client, EntraRedis)
+    with pytest.raises(TypeError, match="read_from_replicas"):
+        await connect(URL, credential=place.credential, cluster=False, **options)
+
+
+@virtual_time
+async def test_keywords_that_a_cluster_does_not_have_are_named(place: Place):
+    place.peer.script.update(CLUSTER=lambda *_: CLUSTER, COMMAND=lambda *_: COMMANDS)
+    with pytest.raises(ConfigurationError, match="whose client has no retry_on_timeout=: leave"):
+        await connect(URL, credential=place.credential, retry_on_timeout=True)
+    assert place.peer.open == []
+    assert place.credential.closed == 0
+
+
+@pytest.mark.parametrize("url", ["unix:///run/redis.sock", "redis://localhost:7/1"])
+def test_a_cluster_is_reached_over_tcp_and_has_one_database(url: str):
+    with pytest.raises(ConfigurationError, match="has database 0 only"):
+        connect(url, cluster=True)
+    connect("redis://localhost:7/0", cluster=True)
 
 
 @virtual_time
@@ -184,12 +244,17 @@ async def test_a_refused_token_is_a_connect_error_of_stage_auth(place: Place):
         ("token", "token", "the first token was not there within 3 s"),
         ("dial", "tcp", "an authenticated connection to localhost:7 was not there within 3 s"),
         ("mode", "tcp", "an authenticated connection to localhost:7"),
+        ("commands", "tcp", "an authenticated connection to localhost:7"),
     ],
 )
-async def test_open_timeout_covers_every_step(place: Place, hangs: str, stage: str, says: str):
+@pytest.mark.parametrize("cluster", [True, "auto"])
+async def test_open_timeout_covers_every_step(
+    place: Place, hangs: str, stage: str, says: str, cluster: Any
+):
     stall(place, hangs)
+    times: Any = {"open_timeout": 3, "close_timeout": 0.1}
     with pytest.raises(ConnectTimeoutError, match=says) as caught:
-        await connect(URL, credential=place.credential, open_timeout=3, close_timeout=0.1)
+        await connect(URL, credential=place.credential, cluster=cluster, **times)
     assert asyncio.get_running_loop().time() <= 3.2
     error = caught.value
     assert (error.stage, error.host, error.port) == (stage, "localhost", 7)
@@ -199,14 +264,14 @@ async def test_open_timeout_covers_every_step(place: Place, hangs: str, stage: s
 
 
 @virtual_time
-@pytest.mark.parametrize("step", ["token", "dial", "mode"])
-@pytest.mark.parametrize("entered", [False, True])
+@pytest.mark.parametrize("step", ["token", "dial", "mode", "commands"])
+@pytest.mark.parametrize(("entered", "cluster"), [(False, True), (False, "auto"), (True, "auto")])
 async def test_cancelling_it_at_any_step_leaves_nothing_open(
-    place: Place, step: str, entered: bool
+    place: Place, step: str, entered: bool, cluster: Any
 ):
     stall(place, step)
     before = asyncio.all_tasks()
-    connecting = connect(URL, credential=place.credential, close_timeout=0.1)
+    connecting = connect(URL, credential=place.credential, cluster=cluster, close_timeout=0.1)
 
     async def wait() -> None:
         if entered:
@@ -233,8 +298,10 @@ def stall(place: Place, step: str) -> None:
         place.credential.delay = 1e6
     elif step == "dial":
         place.dial_seconds = 1e6
-    else:
+    elif step == "mode":
         place.peer.script["CLUSTER"] = lambda *_: HANG
+    else:
+        place.peer.script.update(CLUSTER=lambda *_: CLUSTER, COMMAND=lambda *_: HANG)
 
 
 @virtual_time
@@ -249,6 +316,6 @@ async def test_the_connection_ends_while_its_mode_is_asked_for(place: Place):
 async def test_hello_says_the_mode_where_slots_are_denied(place: Place):
     place.peer.script["CLUSTER"] = lambda *_: b"-NOPERM no\r\n"
     place.peer.script["HELLO"] = lambda *_: b"%1\r\n" + bulk("mode") + bulk("cluster")
-    place.peer.script["SET"] = lambda *_: OK
-    with pytest.raises(ClusterModeError, match="is a cluster"):
+    with pytest.raises(ClusterModeError, match="denies CLUSTER SLOTS"):
         await connect(URL, credential=place.credential)
+    assert place.peer.open == []

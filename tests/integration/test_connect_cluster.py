@@ -1,0 +1,104 @@
+"""``connect`` finds a cluster of real servers, by itself or because it was told."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis.asyncio
+from support.server_cluster import ServerCluster
+from support.token_fakes import Clock, Credential, source_of
+
+from aioentra_redis import (
+    ClusterModeError,
+    ConnectionOpened,
+    EntraRedis,
+    EntraRedisCluster,
+    TokenSource,
+    connect,
+)
+
+
+@pytest.fixture
+async def source(server_cluster: ServerCluster) -> AsyncIterator[TokenSource]:
+    """Its tokens are good for the cluster: each node has a user who needs no password."""
+    clock = Clock()
+    async with source_of(Credential(clock), clock) as made:
+        user = (await made.get()).username
+        for node in server_cluster.nodes:
+            async with redis.asyncio.Redis(port=node.port) as admin:
+                await admin.execute_command(
+                    "ACL", "SETUSER", user, "reset", "on", "nopass", "+@all", "~*"
+                )
+        yield made
+        for node in server_cluster.nodes:
+            async with redis.asyncio.Redis(port=node.port) as admin:
+                await admin.execute_command("ACL", "DELUSER", user)
+
+
+def url_of(server_cluster: ServerCluster, **_: Any) -> str:
+    return f"redis://localhost:{server_cluster.nodes[0].port}"
+
+
+@pytest.mark.parametrize("cluster", [True, "auto"])
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_a_cluster_is_found_and_its_keys_are(
+    server_cluster: ServerCluster, source: TokenSource, cluster: Any, protocol: int
+) -> None:
+    events: list[Any] = []
+    url = url_of(server_cluster)
+    connecting = connect(
+        url, token_source=source, cluster=cluster, on_event=events.append, protocol=protocol
+    )
+    async with connecting as client:
+        assert isinstance(client, EntraRedisCluster)
+        for number in range(50):
+            assert await client.set(f"key-{number}", number)
+        assert await client.get("key-17") == b"17"
+        opened = [event for event in events if isinstance(event, ConnectionOpened)]
+        # One for each primary, and the one that found out.
+        assert len(opened) == 3 + (cluster == "auto")
+
+
+async def test_a_client_for_one_endpoint_says_what_to_do_where_it_is_sent_elsewhere(
+    server_cluster: ServerCluster, source: TokenSource
+) -> None:
+    async with connect(url_of(server_cluster), token_source=source, cluster=False) as client:
+        assert isinstance(client, EntraRedis)
+        elsewhere = await _key_of_another_node(client)
+        for attempt in (
+            client.get(elsewhere),
+            client.blpop([elsewhere], timeout=0.01),
+            _in_a_transaction(client, elsewhere),
+            _in_a_pipeline(client, elsewhere),
+            _on_a_connection_of_its_own(client, elsewhere),
+        ):
+            with pytest.raises(ClusterModeError, match="connect with cluster=True"):
+                await attempt
+
+
+async def _key_of_another_node(client: EntraRedis) -> str:
+    for number in range(100):
+        try:
+            await client.get(f"key-{number}")
+        except ClusterModeError:
+            return f"key-{number}"
+    raise AssertionError("one node owns them all")
+
+
+async def _in_a_transaction(client: EntraRedis, key: str) -> None:
+    async with client.pipeline(transaction=True) as pipe:
+        await pipe.watch(key)
+        pipe.multi()
+        await pipe.set(key, 1).execute()
+
+
+async def _in_a_pipeline(client: EntraRedis, key: str) -> None:
+    async with client.pipeline(transaction=False) as pipe:
+        await pipe.set(key, 1).execute()
+
+
+async def _on_a_connection_of_its_own(client: EntraRedis, key: str) -> None:
+    async with client.client() as alone:
+        await alone.get(key)
