@@ -59,13 +59,6 @@ def deaf_port() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 # ------------------------------------------------------------------------------------- it works
 
 
@@ -322,10 +315,13 @@ async def test_dns(entra_emulator: Emulator, monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def test_tcp_refused(entra_emulator: Emulator) -> None:
-    port = free_port()
     async with secret_source(entra_emulator) as source:
-        with pytest.raises(ConnectError, match=f"nothing listens at localhost:{port}") as caught:
-            await connect(f"rediss://localhost:{port}", token_source=source)
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))  # nobody else is given it, and it does not listen
+            port = silent.getsockname()[1]
+            nobody = f"nothing listens at localhost:{port}"
+            with pytest.raises(ConnectError, match=nobody) as caught:
+                await connect(f"rediss://localhost:{port}", token_source=source)
     assert caught.value.stage == "tcp"
     assert "10000" in str(caught.value)
 

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,44 +14,32 @@ import pytest
 from redis import exceptions as redis_exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from support.own_servers import start_server
 
 from aioentra_redis import CommandRefusedError, EntraRedis
-from aioentra_redis.emulator._server import find_server
 
 pytestmark = pytest.mark.emulator
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.asynccontextmanager
-async def server(folder: Path, port: int, *more: str) -> AsyncIterator[None]:
-    where = ("--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "")
-    program = str(await asyncio.to_thread(find_server, None))
-    command = [program, *where, *more]
-    process = await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.DEVNULL)
+async def server(folder: Path, *more: str) -> AsyncIterator[int]:
+    """A server of its own; what is returned is its port."""
+    where = ("--bind", "127.0.0.1", "--dir", str(folder), "--save", "", *more)
+    process, port = await asyncio.to_thread(
+        start_server, lambda port: ("--port", str(port), *where)
+    )
     try:
-        async with EntraRedis(host="127.0.0.1", port=port) as client, asyncio.timeout(20):
-            while True:
-                with contextlib.suppress(redis_exceptions.ConnectionError):
-                    await client.ping()
-                    break
-                await asyncio.sleep(0.05)
-        yield
+        yield port
     finally:
         process.kill()
         await asyncio.to_thread(process.wait)
 
 
 async def test_wait_is_true_where_it_is_allowed_and_refused_where_it_would_not_be(tmp_path: Path):
-    master, replica = free_port(), free_port()
-    follow = ("--replicaof", "127.0.0.1", str(master), "--dbfilename", "replica.rdb")
+    follow = ("--dbfilename", "replica.rdb", "--replicaof", "127.0.0.1")
     async with (
-        server(tmp_path, master),
-        server(tmp_path, replica, *follow),
+        server(tmp_path) as master,
+        server(tmp_path, *follow, str(master)) as replica,
         EntraRedis(host="127.0.0.1", port=master, socket_timeout=10) as client,
         EntraRedis(host="127.0.0.1", port=replica) as follower,
     ):
@@ -84,9 +70,8 @@ async def test_wait_is_true_where_it_is_allowed_and_refused_where_it_would_not_b
 
 @pytest.mark.parametrize("retry", [None, Retry(NoBackoff(), 3)], ids=["no retries", "retries"])
 async def test_wait_does_not_answer_for_a_connection_that_was_opened_again(tmp_path: Path, retry):
-    port = free_port()
     async with (
-        server(tmp_path, port),
+        server(tmp_path) as port,
         EntraRedis(host="127.0.0.1", port=port, retry=retry) as client,
         client.client() as own,
     ):
@@ -115,8 +100,7 @@ async def test_wait_does_not_answer_for_a_connection_that_was_opened_again(tmp_p
     ids=str,
 )
 async def test_what_changes_a_connection_does_not_reach_its_next_owner(tmp_path: Path, words):
-    port = free_port()
-    async with server(tmp_path, port), EntraRedis(host="127.0.0.1", port=port) as client:
+    async with server(tmp_path) as port, EntraRedis(host="127.0.0.1", port=port) as client:
         await client.rpush("queue", "element")
         async with client.client() as own:
             with contextlib.suppress(TimeoutError):
@@ -130,8 +114,7 @@ async def test_what_changes_a_connection_does_not_reach_its_next_owner(tmp_path:
 
 
 async def test_a_connection_that_was_not_changed_goes_back_as_it_is(tmp_path: Path):
-    port = free_port()
-    async with server(tmp_path, port), EntraRedis(host="127.0.0.1", port=port) as client:
+    async with server(tmp_path) as port, EntraRedis(host="127.0.0.1", port=port) as client:
         ids = set()
         for _ in range(3):
             async with client.client() as own:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from redis import exceptions as redis_exceptions
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import ConstantBackoff
+from support.own_servers import start_server
 from support.signing_in import until
 from support.token_fakes import Clock, Credential, source_of
 
 from aioentra_redis import ConnectError, EntraRedis
-from aioentra_redis.emulator._server import find_server
 
 pytestmark = pytest.mark.emulator
 
@@ -33,33 +32,28 @@ class Group:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.master, self.replica, self.sentinel_port = self._ports(3)
-
-    @staticmethod
-    def _ports(count: int) -> list[int]:
-        with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-            for each in sockets:
-                each.bind(("127.0.0.1", 0))
-            return [each.getsockname()[1] for each in sockets]
+        self.master = self.replica = self.sentinel_port = 0
 
     def start(self) -> None:
+        common = ("--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder))
+        self.master = self._run(lambda port: ("--port", str(port), *common))
+        follow = ("--replicaof", "127.0.0.1", str(self.master))
+        self.replica = self._run(lambda port: ("--port", str(port), *follow, *common))
+        self.sentinel_port = self._run(self._sentinel)
+
+    def _sentinel(self, port: int) -> tuple[str, ...]:
         config = self.folder / "sentinel.conf"
         config.write_text(
-            f"port {self.sentinel_port}\nbind 127.0.0.1\ndir {self.folder}\n"
+            f"port {port}\nbind 127.0.0.1\ndir {self.folder}\n"
             f"sentinel monitor {NAME} 127.0.0.1 {self.master} 1\n"
             f"sentinel down-after-milliseconds {NAME} 500\n"
         )
-        common = ("--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder))
-        self._run("--port", str(self.master), *common)
-        self._run(
-            *("--port", str(self.replica), "--replicaof", "127.0.0.1", str(self.master)), *common
-        )
-        self._run(str(config), "--sentinel")
+        return (str(config), "--sentinel")
 
-    def _run(self, *arguments: str) -> None:
-        command = [str(find_server(None)), *arguments]
-        self.processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
+    def _run(self, arguments: Callable[[int], Sequence[str]]) -> int:
+        process, port = start_server(arguments)
+        self.processes.append(process)
+        return port
 
     def stop(self) -> None:
         for process in self.processes:
