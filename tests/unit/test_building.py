@@ -100,8 +100,7 @@ async def test_each_way_to_build_one_works(way: str, sign_in: str):
         if pool is not None and way != "from_pool":
             assert len(peer.open) == 1, "the pool's own connection is its owner's to close"
             await pool.aclose()
-        await asyncio.sleep(0.01)
-        assert not peer.open
+        await until(lambda: not peer.open)
     await source.aclose()
 
 
@@ -178,8 +177,7 @@ async def test_the_pools_owner_ends_the_shared_connection_too(end: str):
         await works(client)
         assert len(peer.open) == 2
         await getattr(pool, end)()
-        await asyncio.sleep(0.01)
-        assert not peer.open
+        await until(lambda: not peer.open)
         assert client.auth_status() == []
         await asyncio.sleep(0.1)
         assert len(peer.connections) == 2, "only the next command connects"
@@ -195,7 +193,7 @@ async def test_disconnecting_fails_what_is_in_flight_as_a_loss_does():
         await client.set("k", "v")
         read = asyncio.ensure_future(client.get("k"))
         write = asyncio.ensure_future(client.execute_command("INCR", "n"))
-        await asyncio.sleep(0.02)
+        await peer.arrival("INCR")
         await client.connection_pool.disconnect()
         assert await read == b"v", "a read is sent again"
         with pytest.raises(MaybeExecutedError):
@@ -228,8 +226,7 @@ async def test_disconnecting_cancelled_while_it_waits_still_disconnects():
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
-        await asyncio.sleep(0.02)
-        assert not peer.open
+        await until(lambda: not peer.open)
         assert await client.ping() is True
         await client.aclose()
 
@@ -250,9 +247,8 @@ async def test_a_pools_reset_lets_go_of_the_shared_connection():
         await client.ping()
         client.connection_pool.reset()
         assert await client.ping() is True
-        await asyncio.sleep(0.01)
+        await until(lambda: len(peer.open) == 1)
         assert len(peer.connections) == 2
-        assert len(peer.open) == 1
         await client.aclose()
 
 
@@ -327,8 +323,7 @@ async def test_contexts_may_nest_and_the_outermost_closes():
                 await client.ping()
             assert await client.ping() is True
             assert len(peer.open) == 1
-        await asyncio.sleep(0.01)
-        assert not peer.open
+        await until(lambda: not peer.open)
 
 
 def test_the_encoder_is_the_pools():
@@ -339,15 +334,16 @@ def test_the_encoder_is_the_pools():
 
 
 async def test_a_users_route_is_followed():
-    slow = [0.1, bulk("done")]
+    slow = [HANG, bulk("done")]
     async with served(**{"MY.BLOCKING": lambda *_: slow}) as peer:
         client = EntraRedis(
             host="127.0.0.1", port=peer.port, protocol=3, routes={"my.blocking": "dedicated"}
         )
         blocking = asyncio.ensure_future(client.execute_command("MY.BLOCKING", "k"))
-        await asyncio.sleep(0.03)
+        await peer.arrival("MY.BLOCKING")
         await client.ping()
         assert not blocking.done(), "others do not wait for it"
+        peer.go_on()
         assert await blocking == b"done"
         assert len(peer.connections) == 2
         await client.aclose()

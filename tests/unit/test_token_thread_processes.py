@@ -45,7 +45,7 @@ async def test_an_asyncio_client_is_not_blocked() -> None:
             nonlocal turns
             while True:
                 turns += 1
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0)
 
         ticking = asyncio.create_task(tick())
         several = await asyncio.gather(*(provider.get_credentials_async() for _ in range(20)))
@@ -57,10 +57,12 @@ async def test_an_asyncio_client_is_not_blocked() -> None:
 
 async def test_cancelling_ends_the_wait_and_not_the_acquisition() -> None:
     credential = real()
-    credential.delay = 0.2
+    credential.delay = 0.5
     async with EntraCredentialProvider.in_thread(lambda: credential) as provider:
         waiting = asyncio.create_task(provider.get_credentials_async())
-        await asyncio.sleep(0.05)
+        async with asyncio.timeout(10):
+            while not credential.calls:  # noqa: ASYNC110 - another thread
+                await asyncio.sleep(0.001)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting

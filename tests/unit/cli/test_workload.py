@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -40,9 +41,17 @@ class Store:
         return await self._answer("get", self.data.get(key))
 
 
-async def work(store: Store, *, workers: int = 3) -> Workload:
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0)
+
+
+async def work(store: Store, *, workers: int = 3, failures: int = 0) -> Workload:
+    """Let workers do a few rounds, and fail so often, and look at what is there in the end."""
     workload = Workload(store, workers, Recorder())
-    await workload.run(asyncio.sleep(0.02))
+    enough = until(lambda: workload.commands > 10 * workers and workload.failures >= failures)
+    await workload.run(enough)
     await workload.verify()
     return workload
 
@@ -50,7 +59,6 @@ async def work(store: Store, *, workers: int = 3) -> Workload:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_workload, "PAUSE_AFTER_FAILURE", 0.001)
-    monkeypatch.setattr(_workload, "PATIENCE", 0.02)
 
 
 async def test_a_faithful_server_is_not_accused():
@@ -84,7 +92,7 @@ async def test_a_wrong_reply_is_one_failure(name: str, reply: Any, reason: str):
 async def test_a_lost_increment_shows_at_the_end():
     store = Store()
     workload = Workload(store, 2, Recorder())
-    await workload.run(asyncio.sleep(0.01))
+    await workload.run(until(lambda: int(store.data.get("demo:counter:1", b"0")) > 2))
     store.data["demo:counter:1"] = b"1"
     await workload.verify()
     assert workload.failures == 1
@@ -94,18 +102,24 @@ async def test_a_lost_increment_shows_at_the_end():
 async def test_a_counter_that_cannot_be_read_at_the_end_is_a_failure():
     store = Store()
     workload = Workload(store, 1, Recorder())
-    await workload.run(asyncio.sleep(0.01))
+    await workload.run(until(lambda: workload.commands > 10))
     store.spoil["get"] = RedisConnectionError("made up")
     await workload.verify()
     assert workload.failures == 1
 
 
-async def test_a_command_without_an_answer_is_a_failure():
+async def test_a_command_without_an_answer_is_a_failure(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_workload, "PATIENCE", 0.02)
+    hanging = 0
+
     class Hanging(Store):
         async def set(self, key: str, value: bytes) -> Any:
+            nonlocal hanging
+            hanging += 1
             await asyncio.Event().wait()
 
-    workload = await work(Hanging(), workers=4)
+    workload = Workload(Hanging(), 4, Recorder())
+    await workload.run(until(lambda: hanging == 4))
     assert workload.errors == 4
 
 
@@ -128,7 +142,7 @@ async def test_reasons_that_differ_each_time_do_not_fill_memory():
             self.count = getattr(self, "count", 0) + 1
             return self.count
 
-    workload = await work(Failing(), workers=50)
+    workload = await work(Failing(), workers=50, failures=_workload.MAX_KINDS + 1)
     assert workload.failures > _workload.MAX_KINDS
     assert len(workload.reasons) == _workload.MAX_KINDS
 
