@@ -66,9 +66,7 @@ def emulator_pid(directory: str) -> int:
 @needs_proc
 async def test_a_life():
     emulator = Emulator(token_lifetime=7)
-    begin = time.perf_counter()
     async with emulator:
-        assert time.perf_counter() - begin < 5  # about half a second on an idle machine
         directory = str(Path(emulator.ca_file).parent)
         assert emulator.url.startswith("rediss://localhost:")
         assert emulator.plaintext_url.startswith("redis://127.0.0.1:")

@@ -142,13 +142,14 @@ Make = Callable[..., Any]
 
 
 def once() -> dict[str, Any]:
-    return {"retry": Retry(NoBackoff(), 0)}
+    """No retries, and time to be refused in, however busy the machine is."""
+    return {"retry": Retry(NoBackoff(), 0), "socket_connect_timeout": 30}
 
 
 async def by_connect(source: TokenSource, port: int, query: str = "", **options: Any) -> Any:
     url = f"rediss://localhost:{port}{query}"
-    quick = {"open_timeout": 5, "recovery_timeout": 3}
-    return await connect(url, token_source=source, cluster=False, **quick, **options)
+    patient = {"open_timeout": 30, "recovery_timeout": 30}
+    return await connect(url, token_source=source, cluster=False, **patient, **options)
 
 
 async def by_class(source: TokenSource, port: int, **options: Any) -> Any:

@@ -12,7 +12,8 @@ from aioentra_redis.emulator import Emulator
 
 from .resp import Reply, pack, parse
 
-DEADLINE = 5.0
+DEADLINE = 20.0
+"""Seconds for a reply, of which one is of 51 MB; the machine may be busy."""
 
 
 class RawClient:
