@@ -177,12 +177,16 @@ class ConnectionClosed(Event):
 
 @dataclass(frozen=True, slots=True)
 class ConnectionReplaced(Event):
-    """A new, authenticated connection took over from another one, which drains."""
+    """A new, authenticated connection took over from another one, which drains.
+
+    ``trigger`` is None where that was not about a token, but a server goes on elsewhere.
+    """
 
     old: str
     new: str
     host: str
     reason: str
+    trigger: AuthTrigger | None = AuthTrigger.RENEWAL
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ def observe_connections(hub: EventHub, source: str) -> None:
                 result, trigger = "accepted", event.trigger
             case ReauthenticationFailed():
                 result, trigger = _failure(event.error), event.trigger
-            case ConnectionReplaced() | SubscriptionHandedOver():
+            case ConnectionReplaced(trigger=AuthTrigger()) | SubscriptionHandedOver():
                 result, trigger = "replaced", AuthTrigger.RENEWAL
             case _:
                 return

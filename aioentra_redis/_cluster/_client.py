@@ -35,6 +35,7 @@ from ..errors import ClosedError, ConfigurationError
 from ._addresses import Destination
 from ._commands import ClusterCommands
 from ._nodes import Common, Node
+from ._notices import follow_notices
 from ._plans import Plan
 from ._topology import Topology
 
@@ -164,6 +165,7 @@ class EntraRedisCluster(ClusterCommands):
             hub=self._hub,
             steps=self.reinitialize_steps,
         )
+        follow_notices(self._hub, self.nodes_manager)
         self.startup_nodes = list(self.nodes_manager.startup_nodes.values())
         self._on_event = on_event
         if (signs_in := self.token_source) is not None:

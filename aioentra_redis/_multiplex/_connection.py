@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._diagnosis import explain
 from .._events import (
+    AuthTrigger,
     ConnectionClosed,
     ConnectionOpened,
     ConnectionReplaced,
@@ -321,7 +322,9 @@ class MultiplexedConnection:
         level = self._repeats.level(logging.WARNING, type(error), now)
         logger.log(level, "no connection to %s:%d: %s", self.host, self.port, error)
 
-    async def _replace(self, old: Session, reason: str) -> None:
+    async def _replace(
+        self, old: Session, reason: str, trigger: AuthTrigger | None = AuthTrigger.RENEWAL
+    ) -> None:
         """Open a session beside ``old``, let it take over, and let ``old`` drain.
 
         Raises what the dial raises; ``old`` is untouched then. Cancelling it leaves no socket.
@@ -335,7 +338,7 @@ class MultiplexedConnection:
             return
         self._install(session)
         logger.info("%s takes over from %s: %s", session.name, old.name, reason)
-        self.hub.emit(ConnectionReplaced(old.name, session.name, session.host, reason))
+        self.hub.emit(ConnectionReplaced(old.name, session.name, session.host, reason, trigger))
         old.ledger.move_to(ConnectionState.DRAINING)
         old.drain()
 
@@ -402,9 +405,6 @@ class MultiplexedConnection:
         if self._connecting is not None and not self._outage.waiting:
             self._connecting.stop()
             self._connecting = None
-        for session in sessions:
-            if not session.closed:
-                session.close()
         await see_off(sessions)
 
     def forget(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import ConnectionLostError
@@ -26,6 +26,7 @@ class Ending(asyncio.Protocol):
 
     dialed: Dialed
     host: str
+    closed: bool
     cause: Exception | None
     _lost: asyncio.Future[None]
     """Done when the socket is closed."""
@@ -68,8 +69,11 @@ class Ending(asyncio.Protocol):
         return error
 
 
-async def see_off(sessions: Iterable[Ending]) -> None:
-    """Wait until sessions that are being closed are so; no longer than ``GOODBYE``."""
+async def see_off(sessions: Collection[Ending]) -> None:
+    """Close sessions, and wait until they are; no longer than ``GOODBYE``."""
+    for session in sessions:
+        if not session.closed:
+            session.close()
     try:
         async with asyncio.timeout(GOODBYE):
             for session in sessions:

@@ -34,7 +34,8 @@ FIRST_DELAY: Final = 0.1
 LAST_DELAY: Final = 2.0
 """Seconds between attempts: doubled from the first to the last, each shortened at random."""
 
-Replace = Callable[["Session", str], Awaitable[None]]
+Replace = Callable[["Session", str, None], Awaitable[None]]
+"""Opens a session beside another one and lets it take over, for that reason, which is no token."""
 
 
 class Moves:
@@ -83,7 +84,7 @@ async def _move(session: Session, target: str | None, deadline: float, replace: 
     delay = FIRST_DELAY
     while not session.closed and session.ledger.state is not ConnectionState.DRAINING:
         try:
-            await replace(session, reason)
+            await replace(session, reason, None)
         except Exception as exc:
             if loop.time() + delay > deadline:
                 logger.warning("%s could not move to %s: %s", session.name, target, exc)

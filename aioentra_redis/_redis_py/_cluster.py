@@ -85,6 +85,10 @@ _NOT_FOR_CONNECTIONS: Final = ("connection_class", "max_connections", "response_
 """What redis-py keeps among the options of connections and takes out again."""
 
 
+NOWHERE: Final = "node.invalid"
+"""The host of a pool that never connects."""
+
+
 def template_pool(
     cluster: RedisCluster, limit: int | None, *, reading_replicas: bool
 ) -> redis.asyncio.ConnectionPool:
@@ -104,6 +108,7 @@ def template_pool(
     if limit is None and given["max_connections"] != 2**31:  # up to version 6: no limit
         limit = given["max_connections"]
     limit_connections(options, limit)
+    options["host"] = NOWHERE  # a pool with maintenance notifications wants one
     return redis.asyncio.ConnectionPool(connection_class=kind, **options)
 
 
@@ -114,7 +119,10 @@ def node_pool(
 
     Where tokens are sent, its certificate must be for ``tls_name``; None is the host itself.
     """
-    options = {**template.connection_kwargs, "host": host, "port": port}
+    given = template.connection_kwargs.items()
+    # Where a connection comes back to after maintenance is a matter of each pool.
+    options = {name: it for name, it in given if not name.startswith("orig_")}
+    options.update(host=host, port=port)
     provider = options.get("credential_provider")
     if isinstance(provider, SignIn):
         options["tls_name"] = tls_name
@@ -129,6 +137,8 @@ def node_pool(
 def lead_to(pool: redis.asyncio.ConnectionPool, host: str, port: int, tls_name: str | None) -> None:
     """Have connections that ``pool`` makes from now on go to another address."""
     pool.connection_kwargs.update(host=host, port=port)
+    if "orig_host_address" in pool.connection_kwargs:  # where it comes back to after maintenance
+        pool.connection_kwargs["orig_host_address"] = host
     if "tls_name" in pool.connection_kwargs:
         pool.connection_kwargs["tls_name"] = tls_name
 
@@ -236,6 +246,9 @@ def loosen(cluster: RedisCluster) -> None:
 
     A closed client is to be gone at once, not when the garbage collector comes by.
     """
+    # It would look the topology up when a server says that slots have moved, which is ours to do.
+    if cluster.connection_kwargs.pop("oss_cluster_maint_notifications_handler", None) is not None:
+        cluster._oss_cluster_maint_notifications_handler = None
     callbacks: dict[Any, Callable[..., Any]] | None
     callbacks = getattr(cluster, "_policies_callback_mapping", None)
     if callbacks is None:

@@ -54,18 +54,19 @@ def patience_of(connection: Any) -> float | None:
     Relaxed during maintenance, but never below what the user has set: redis-py's 10 s may be less.
     """
     seconds: float | None = connection.socket_timeout
-    handler = _pool_handler(connection)
-    if handler is None:
+    state = getattr(connection, "maintenance_state", None)
+    if state is None or state.value == "none":
         return seconds
-    state = connection.maintenance_state
-    if state.value == "moving" and _pool_state(handler) is not state:
+    handler = _pool_handler(connection)
+    if handler is None:  # of a cluster's: there is no moving
+        usual: float | None = connection.orig_socket_timeout
+    elif state.value == "moving" and _pool_state(handler) is not state:
         handler.pool.update_connection_settings(
             connection,
             state=type(state).NONE,
             reset_relaxed_timeout=handler.config.is_relaxed_timeouts_enabled(),
         )
         return connection.socket_timeout  # type: ignore[no-any-return]
-    if state.value == "none" or seconds is None:
-        return seconds
-    usual: float | None = handler.pool.connection_kwargs.get("orig_socket_timeout")
-    return None if usual is None else max(seconds, usual)
+    else:
+        usual = handler.pool.connection_kwargs.get("orig_socket_timeout")
+    return None if seconds is None or usual is None else max(seconds, usual)

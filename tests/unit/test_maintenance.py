@@ -184,6 +184,7 @@ async def test_a_move_is_made_before_the_old_endpoint_ends_and_nobody_notices(ma
     assert counted == int(peer.values[b"counter"])
     (replaced,) = stage.seen(ConnectionReplaced)
     assert replaced.reason == "the server goes on at 10.0.0.2:10000"
+    assert replaced.trigger is None
     assert [event.error for event in stage.seen(ConnectionClosed)] == [None]
     first, second = stage.seen(MaintenanceAnnounced)
     assert (

@@ -230,8 +230,10 @@ def test_servers(reader: Reader, where: str, attributes: dict[str, Any]):
     hub = EventHub()
     _metrics.observe_connections(hub, "mine")
     hub.emit(ConnectionReplaced("a", "b", where, "slow"))
-    ((found, _),) = reader.points("aioentra.connection.reauths", source="mine")
+    hub.emit(ConnectionReplaced("b", "c", where, "maintenance", trigger=None))  # no token's matter
+    ((found, count),) = reader.points("aioentra.connection.reauths", source="mine")
     assert found == {**attributes, "result": "replaced", "trigger": "renewal"}
+    assert count == 1
 
 
 async def test_each_instrument_is_what_the_table_says(reader: Reader, place: Place):
