@@ -91,7 +91,7 @@ class ClusterCommands(RedisCluster):
                 if key.__class__ is str:
                     key = key.encode()
                 elif key.__class__ is not bytes:
-                    key = self.encoder.encode(key)  # type: ignore[no-untyped-call]
+                    key = self._bytes_of(key)
                 slot = slot_of(key) if b"{" in key else crc_hqx(key, 0) & 16383
             elif find is not None:
                 slot = self._slot_of_all(args, find(args))
@@ -176,6 +176,10 @@ class ClusterCommands(RedisCluster):
         strategy = self.load_balancing_strategy or ROUND_ROBIN
         return self.nodes_manager.get_node_from_slot(slot, False, strategy)
 
+    def _bytes_of(self, key: Any) -> bytes:
+        """A key as it is sent; raises redis-py's DataError for what is none."""
+        return bytes(self.encoder.encode(key))  # type: ignore[no-untyped-call]
+
     def _slot_of_all(self, args: Any, keys: Any) -> int:
         """The one slot of ``keys``; of none: any slot, a script without keys runs anywhere.
 
@@ -183,8 +187,7 @@ class ClusterCommands(RedisCluster):
         """
         if not keys:
             return random.randrange(SLOTS)
-        encode = self.encoder.encode
-        slots = {slot_of(encode(key)) for key in keys}  # type: ignore[no-untyped-call]
+        slots = {slot_of(self._bytes_of(key)) for key in keys}
         if len(slots) > 1:
             raise redis_exceptions.RedisClusterException(
                 f"{args[0]} - all keys must map to the same key slot"

@@ -221,7 +221,7 @@ class Node(NodeBase):
         **options: Any,
     ) -> None:
         super().__init__(host, port, server_type, **options)
-        self._tls_name = tls_name
+        self.tls_name = tls_name
         self._common = common
         if common is not None:  # what redis-py's own classes read of a node
             template = common.template
@@ -245,7 +245,7 @@ class Node(NodeBase):
                 raise ConfigurationError(f"{self.name} is an address, not a node of this client")
             if self.retired:
                 raise ConnectionLostError(f"{self.name} has left the cluster")
-            pool = node_pool(self._common.template, self.host, self.port, self._tls_name)
+            pool = node_pool(self._common.template, self.host, self.port, self.tls_name)
             client = self._client = NodeClient(self._common, pool)
             self.multiplexed = client.multiplexed
         return client
@@ -275,7 +275,7 @@ class Node(NodeBase):
     def move_to(self, host: str, port: int, tls_name: str | None = None) -> None:
         """Be the node at another address: connections from now on go there."""
         super().move_to(host, port)
-        self._tls_name = tls_name
+        self.tls_name = tls_name
         if getattr(self, "_client", None) is not None:
             assert self._client is not None
             lead_to(self._client.connection_pool, host, port, tls_name)

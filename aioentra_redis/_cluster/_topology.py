@@ -30,26 +30,17 @@ from .._redis_py import (
 from .._repeats import Repeats
 from .._supervision import Supervised
 from .._tls_names import TLSNames
-from ..errors import (
-    ClosedError,
-    ClusterModeError,
-    ClusterUnreachableError,
-    LifecycleError,
-    SignInRefusedError,
-    TokenError,
-)
+from ..errors import ClosedError, LifecycleError
 from ._addresses import Advertised, Destination, Refused, destination
+from ._inquiry import ask
 from ._nodes import Node
 from ._redirects import Redirect, judge
-from ._shape import EMPTY, Address, Shape, shape_of
+from ._shape import EMPTY, Address, Shape
 from ._slots import SLOTS
 
 __all__ = ["Topology"]
 
 logger = logging.getLogger("aioentra_redis.cluster")
-
-STAGGER: Final = 0.5
-"""Seconds that one node may take to answer until the next one is asked as well."""
 
 FIRST_DELAY: Final = 0.05
 LAST_DELAY: Final = 0.25
@@ -305,13 +296,14 @@ class Topology(TopologyBase):
         self._following = None  # not where it was cancelled: then it is started again
 
     async def _refresh(self) -> None:
-        shape, asked = await self._ask()
+        shape, asked = await ask(self._whom_to_ask(), self._locate)
         if not shape.is_whole and self.require_full_coverage and not self.slots_cache:
             raise redis_exceptions.RedisClusterException(
                 "All slots are not covered after query all startup_nodes. "
                 f"{shape.covered} of {SLOTS} covered..."
             )
-        if self._install(shape, asked):
+        await self._recognize(asked, shape)
+        if self._install(shape):
             await self.tell_of_refresh()
 
     def _whom_to_ask(self) -> list[Node]:
@@ -333,90 +325,15 @@ class Topology(TopologyBase):
             node = self._entries[name] = self._make_node(at, None)
         return node
 
-    async def _ask(self) -> tuple[Shape, Node]:
-        """The first whole answer, else the one that covers most; and who gave it.
-
-        Nodes are asked one after the other, but none for long alone.
-        """
-        waiting = self._whom_to_ask()
-        running: dict[asyncio.Task[Shape], Node] = {}
-        best: tuple[Shape, Node] | None = None
-        failures: list[Exception] = []
-        try:
-            while waiting or running:
-                if waiting:
-                    node = waiting.pop(0)
-                    running[asyncio.ensure_future(self._ask_one(node))] = node
-                done, _ = await asyncio.wait(
-                    running,
-                    timeout=STAGGER if waiting or best is not None else None,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if best is not None and not (done or waiting):
-                    break  # those who know more, if any, take too long
-                for task in done:
-                    node = running.pop(task)
-                    try:
-                        shape = task.result()
-                    except Exception as exc:
-                        failures.append(exc)
-                        continue
-                    if best is None or shape.covered > best[0].covered:
-                        best = shape, node
-                if best is not None and best[0].is_whole:
-                    break
-        finally:
-            for task in running:
-                task.cancel()
-        if best is None:
-            raise self._unreachable(failures)
-        return best
-
-    async def _ask_one(self, node: Node) -> Shape:
-        try:
-            reply = await node.execute_command("CLUSTER SLOTS")
-        except redis_exceptions.NoPermissionError as exc:
-            raise ClusterModeError(
-                f"{node.name} denies CLUSTER SLOTS ({exc}), from which a cluster's client learns "
-                "who owns which slot: permit it (+cluster|slots)"
-            ) from exc
-        except redis_exceptions.ResponseError as exc:
-            raise ClusterModeError(
-                f"Cluster mode is not enabled on this node ({node.name}: {exc}): it is not a "
-                "cluster, or has the Enterprise cluster policy. Leave out cluster=True, or use "
-                "EntraRedis"
-            ) from exc
-        return shape_of(reply, lambda advertised: self._locate(advertised, node))
-
-    def _unreachable(self, failures: list[Exception]) -> Exception:
-        """The error for a refresh that nobody has answered."""
-        decisive = (TokenError, SignInRefusedError, LifecycleError, TypeError, ValueError)
-        for failure in failures:
-            if isinstance(failure, decisive):
-                return failure
-        last = failures[-1]
-        if isinstance(last, redis_exceptions.RedisClusterException):
-            return last
-        error = ClusterUnreachableError(
-            "Redis Cluster cannot be connected. Please provide at least one reachable node: "
-            f"{last}",
-            stage=getattr(last, "stage", "tcp"),
-            host=getattr(last, "host", None),
-            port=getattr(last, "port", None),
-        )
-        error.__cause__ = last
-        return error
-
     # -- installing ------------------------------------------------------------------------------
 
-    def _install(self, shape: Shape, asked: Node) -> bool:
+    def _install(self, shape: Shape) -> bool:
         """Go by ``shape`` from now on; whether that is news."""
         if shape == self._shape:
             return False
         for reason in shape.refused:
             logger.warning("a node of the cluster is left out: %s", reason)
         nodes: dict[str, Node] = {}
-        self._recognize(asked, shape)
         for server_type, group in ((REPLICA, shape.replicas()), (PRIMARY, shape.primaries())):
             for address in group:
                 node = nodes.get(address.name) or self._node_at(address)
@@ -458,7 +375,7 @@ class Topology(TopologyBase):
     def _default_among(primaries: list[Node]) -> Node:
         return next((node for node in primaries if node.is_connected), primaries[0])
 
-    def _recognize(self, asked: Node, shape: Shape) -> None:
+    async def _recognize(self, asked: Node, shape: Shape) -> None:
         """Find out which node of ``shape`` was asked at another address, and keep its connection.
 
         The entry's host name may lead to any of them.
@@ -466,10 +383,16 @@ class Topology(TopologyBase):
         addresses = [*shape.primaries(), *shape.replicas()]
         if asked.name in self.nodes_cache or any(each.name == asked.name for each in addresses):
             return
-        peer = asked.peer
-        for address in addresses:
-            if (address.at.host, address.at.port) == peer and self._known(address.name) is None:
-                asked.move_to(*address.at)
+        peer, its_id = asked.peer, ""
+        if not any((each.at.host, each.at.port) == peer for each in addresses):
+            # What it says counts for which address it has, no more: its certificate was verified.
+            with contextlib.suppress(redis_exceptions.RedisError):
+                said = await asked.execute_command("CLUSTER MYID", connect=False)
+                its_id = said.decode() if isinstance(said, bytes) else str(said)
+        for each in addresses:
+            is_it = (each.at.host, each.at.port) == peer or (its_id and each.id == its_id)
+            if is_it and self._known(each.name) is None and each.at.tls_name == asked.tls_name:
+                asked.move_to(*each.at)
                 self.nodes_cache[asked.name] = asked
                 return
 
