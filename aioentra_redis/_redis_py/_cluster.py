@@ -248,7 +248,7 @@ def loosen(cluster: RedisCluster) -> None:
     """
     # It would look the topology up when a server says that slots have moved, which is ours to do.
     if cluster.connection_kwargs.pop("oss_cluster_maint_notifications_handler", None) is not None:
-        cluster._oss_cluster_maint_notifications_handler = None
+        cluster._oss_cluster_maint_notifications_handler = None  # type: ignore[assignment]
     callbacks: dict[Any, Callable[..., Any]] | None
     callbacks = getattr(cluster, "_policies_callback_mapping", None)
     if callbacks is None:
