@@ -457,11 +457,10 @@ async def test_what_ends_a_connection_ends_another_one(entra_emulator: Emulator)
 
 async def test_blocking_commands_do_not_hold_up_the_others(entra_emulator: Emulator) -> None:
     async with secret_source(entra_emulator) as source, client_of(entra_emulator, source) as redis:
-        waiting = [asyncio.create_task(redis.blpop([f"q:{n}"], timeout=5)) for n in range(5)]
+        waiting = [asyncio.create_task(redis.blpop([f"q:{n}"], timeout=20)) for n in range(5)]
         await asyncio.sleep(0.05)
-        started = asyncio.get_running_loop().time()
         await asyncio.gather(*(redis.ping() for _ in range(100)))
-        assert asyncio.get_running_loop().time() - started < 1
+        assert not any(each.done() for each in waiting)
         for number in range(5):
             await redis.rpush(f"q:{number}", number)
         popped = await asyncio.gather(*waiting)
@@ -475,7 +474,7 @@ async def test_a_blocking_call_that_is_cancelled_at_any_moment_ends(entra_emulat
     ):
         for turns in range(30):
             await redis.bzpopmin("none", timeout=0.001)  # there is a connection to be had
-            call = asyncio.ensure_future(redis.bzpopmin("none", timeout=0.3))
+            call = asyncio.ensure_future(redis.bzpopmin("none", timeout=10))
             for _ in range(turns):
                 await asyncio.sleep(0)
             call.cancel()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -339,10 +338,11 @@ async def test_open_timeout_covers_everything_and_leaves_nothing_open(
     entra_emulator: Emulator, deaf_port: int
 ) -> None:
     async with secret_source(entra_emulator) as source:
-        started = time.monotonic()
-        with pytest.raises(ConnectTimeoutError, match="open_timeout") as caught:
-            await connect(f"rediss://127.0.0.1:{deaf_port}", token_source=source, open_timeout=0.3)
-        assert time.monotonic() - started < 2
+        async with asyncio.timeout(10):
+            with pytest.raises(ConnectTimeoutError, match="open_timeout") as caught:
+                await connect(
+                    f"rediss://127.0.0.1:{deaf_port}", token_source=source, open_timeout=0.3
+                )
     assert caught.value.stage == "tcp"
 
 
