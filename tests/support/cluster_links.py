@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import socket
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import hiredis
 
 from .resp import pack
 
-__all__ = ["Link", "Seen", "View", "free_ports", "link", "view_of"]
+__all__ = ["Link", "Ports", "Seen", "View", "link", "view_of"]
 
 DEADLINE = 10.0
 
@@ -95,10 +96,24 @@ def view_of(text: str) -> View:
     return view
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
+class Ports(list[int]):
+    """Ports that nobody listens on; all different.
+
+    On Linux no other process is given one of them before ``let_go()``, though servers may bind
+    them, and bind them again when they were killed: that is what SO_REUSEADDR, which theirs have,
+    allows beside a socket that does not listen.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._held = [socket.socket() for _ in range(count)]
+        for each in self._held:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        super().__init__(int(each.getsockname()[1]) for each in self._held)
+        if sys.platform != "linux":
+            self.let_go()
+
+    def let_go(self) -> None:
+        """They may be anybody's from now on."""
+        for each in self._held:
+            each.close()

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from aioentra_redis.emulator._server import find_server
 
-from .cluster_links import Link, View, free_ports, link, view_of
+from .cluster_links import Link, Ports, View, link, view_of
 
 __all__ = ["ClusterNode", "ServerCluster"]
 
@@ -167,6 +167,7 @@ class ServerCluster:
         }
         self._executable = Path()
         self._folder: Path | None = None
+        self._free: Ports | None = None
         self.nodes: list[ClusterNode] = []
 
     # -- life ------------------------------------------------------------------------------------
@@ -188,6 +189,8 @@ class ServerCluster:
         """Kill every node and forget its data; waits for their ends."""
         for node in self.nodes:
             node.kill()
+        if self._free is not None:
+            self._free.let_go()
         folder, self._folder = self._folder, None
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -208,7 +211,7 @@ class ServerCluster:
         assert self._folder is not None
         primaries, replicas = self._shape
         count = primaries * (1 + replicas)
-        free = free_ports(2 * count)
+        self._free = free = Ports(2 * count)
         ports, bus_ports = self._ports or free[:count], free[count:]
         for number, (port, bus_port) in enumerate(zip(ports, bus_ports, strict=True)):
             folder = self._folder / f"node-{number}"
