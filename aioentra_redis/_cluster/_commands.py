@@ -32,7 +32,7 @@ from .._redis_py import (
     unwrapped,
 )
 from ..errors import ConnectionLostError
-from ._journey import Journey
+from ._journey import Journey, Start
 from ._nodes import Node
 from ._plans import FINAL, Plan, awaited, name_of, plan_for
 from ._slots import SLOTS, slot_of
@@ -114,6 +114,7 @@ class ClusterCommands(RedisCluster):
             session.withdraw(future)
             raise
         except redis_exceptions.RedisError as exc:
+            del future  # it refers to the error, and the error to this frame
             return await self._after_error(exc, plan, args, options, slot, node)
         if callback is None:
             return reply
@@ -225,7 +226,7 @@ class ClusterCommands(RedisCluster):
             return await self._where_redis_py_says(plan, args, options)
         options.pop("target_nodes", None)
         slot = await self._slot(plan, args)
-        return await self._on_slot(plan, args, options, slot, at=_chosen)
+        return await self._on_slot(plan, args, options, slot, Start(_chosen))
 
     async def _where_redis_py_says(
         self, plan: Plan, args: tuple[Any, ...], options: dict[str, Any]
@@ -278,9 +279,7 @@ class ClusterCommands(RedisCluster):
         args: tuple[Any, ...],
         options: dict[str, Any],
         slot: int,
-        *,
-        failure: Exception | None = None,
-        at: Node | None = None,
+        start: Start,
     ) -> Any:
         """On the node that owns ``slot``, now or by the time that it can be reached."""
 
@@ -289,7 +288,7 @@ class ClusterCommands(RedisCluster):
                 return self._balanced(slot)
             return self.nodes_manager.owners(slot)[0]
 
-        return await self._travel(plan, args, options, choose, failure=failure, at=at)
+        return await self._travel(plan, args, options, choose, start)
 
     async def _travel(
         self,
@@ -297,9 +296,7 @@ class ClusterCommands(RedisCluster):
         args: tuple[Any, ...],
         options: dict[str, Any],
         choose: Callable[[], Node],
-        *,
-        failure: Exception | None = None,
-        at: Node | None = None,
+        start: Start | None = None,
     ) -> Any:
         journey = Journey(
             self.nodes_manager,
@@ -325,7 +322,7 @@ class ClusterCommands(RedisCluster):
                 raise ConnectionLostError(str(exc)) from exc
 
         try:
-            return await journey.run(attempt, failure=failure, at=at)
+            return await journey.run(attempt, start)
         except redis_exceptions.ResponseError:
             if EMPTY_RESPONSE in options:
                 return options[EMPTY_RESPONSE]
@@ -341,7 +338,9 @@ class ClusterCommands(RedisCluster):
         node: Node,
     ) -> Any:
         """What becomes of a command that got an error instead of a reply."""
-        return await self._on_slot(plan, args, options, slot, failure=exc, at=node)
+        start = Start(node, exc)
+        del exc  # it would refer to this frame, and the frame to it
+        return await self._on_slot(plan, args, options, slot, start)
 
 
 def _end_of(wait: Wait | None) -> float | None:

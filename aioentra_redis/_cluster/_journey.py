@@ -23,7 +23,7 @@ from ._nodes import Node, NotConnectedError
 from ._redirects import Action, Redirect, judge
 from ._topology import Topology
 
-__all__ = ["Journey"]
+__all__ = ["Journey", "Start"]
 
 FREE_REDIRECTS: Final = 3
 """Redirections that are followed at once; nodes that do not agree yet send in circles."""
@@ -31,6 +31,15 @@ FREE_REDIRECTS: Final = 3
 FIRST_PAUSE: Final = 0.01
 LAST_PAUSE: Final = 0.25
 """Seconds until a command is sent again that was refused: doubled from the first to the last."""
+
+
+class Start:
+    """Where a first attempt was, and is to be, made, and how it ended if it was made elsewhere."""
+
+    __slots__ = ("failure", "node")
+
+    def __init__(self, node: Node | None, failure: Exception | None = None) -> None:
+        self.node, self.failure = node, failure
 
 
 class Journey:
@@ -64,30 +73,28 @@ class Journey:
         self._delays: Any = None
         self._redirects = 0
         self._pause = FIRST_PAUSE
+        self._failure: Exception | None = None
         self._last: Exception | None = None
         self._wants = False
         self._want = contextlib.ExitStack()
 
     async def run(
-        self,
-        attempt: Callable[[Node, bool], Awaitable[Any]],
-        *,
-        failure: Exception | None = None,
-        at: Node | None = None,
+        self, attempt: Callable[[Node, bool], Awaitable[Any]], start: Start | None = None
     ) -> Any:
         """The outcome of ``attempt(node, asking)`` on the node where it succeeds.
 
-        ``failure`` and ``at`` say how and where a first attempt has ended that was made elsewhere.
         ``attempt`` raises ``NotConnectedError`` for a node without a connection. Raises what the
         last attempt raised, ``MaybeExecutedError``, ``ConnectTimeoutError``. Cancelling it cancels
         the attempt and nobody else's wait.
         """
-        node, asking = at, False
-        with self._want:
+        node, asking = None, False
+        if start is not None:
+            node, self._failure = start.node, start.failure
+            start.failure = None
+        try:
             while True:
-                if failure is not None:
-                    node, asking = await self._after(failure, node)
-                    failure = None
+                if self._failure is not None:
+                    node, asking = await self._after(node)
                 try:
                     if node is None:
                         node = self._choose()
@@ -97,29 +104,44 @@ class Journey:
                         if not await self._usable(node) and not asking:
                             node = None
                 except redis_exceptions.RedisError as exc:
-                    failure = exc
+                    self._failure = exc
                 except ClosedError as exc:
                     if self._topology.closed or node is None or not node.retired:
                         raise
-                    failure = exc
+                    self._failure = exc
+        finally:
+            self._want.close()
+            self._failure = None  # which may refer to our frames, and so to us
 
-    async def _after(self, failure: Exception, node: Node | None) -> tuple[Node | None, bool]:
-        """Where to go after ``failure`` at ``node``: None for wherever ``choose`` says then."""
+    async def _after(self, node: Node | None) -> tuple[Node | None, bool]:
+        """Where to go after the failure at ``node``: None for wherever ``choose`` says then."""
+        failure, self._failure = self._failure, None
+        assert failure is not None
+        try:
+            return await self._follow(failure, node)
+        finally:
+            del failure
+
+    async def _follow(self, failure: Exception, node: Node | None) -> tuple[Node | None, bool]:
         left = isinstance(failure, ClosedError)  # the node has, so nothing was sent
         redirect = Redirect(Action.LOST) if left else judge(failure)
-        if redirect.action is Action.RAISE:
-            raise failure
-        self._last = failure
         now = asyncio.get_running_loop().time()
         if self._deadline is None:
             self._deadline = now + self._patience
-        lost = redirect.action is Action.LOST
-        if lost and not self._repeatable and getattr(failure, "written", False):
-            await self._leave_to_the_user(failure, now)
-        elif now >= self._deadline:
-            raise self._too_late(failure)
-        if self._on_repeat is not None:
-            await self._on_repeat(failure)
+        try:
+            if redirect.action is Action.RAISE:
+                raise failure
+            lost = redirect.action is Action.LOST
+            if lost and not self._repeatable and getattr(failure, "written", False):
+                await self._leave_to_the_user(failure, now)
+            elif now >= self._deadline:
+                raise self._too_late(failure)
+            if self._on_repeat is not None:
+                await self._on_repeat(failure)
+            ends_at_once = isinstance(failure, ConnectError)
+            self._last = again(failure)
+        finally:
+            del failure  # it refers to this frame: else only the garbage collector parts the two
         if redirect.action in (Action.MOVED, Action.ASK):
             assert node is not None
             asks = redirect.action is Action.ASK
@@ -133,10 +155,8 @@ class Journey:
             await asyncio.sleep(self._next_pause())
             return None, False
         self._begin_to_want()
-        if not lost:
-            await self._change(self._next_pause())
-        elif node is not None and (node.is_connected or isinstance(failure, ConnectError)):
-            # Its connections end at once, or can't be made.
+        if not lost or (node is not None and (node.is_connected or ends_at_once)):
+            # Nothing to wait for but news, or connections that end at once or can't be made.
             await self._change(self._next_pause())
         return None, False
 

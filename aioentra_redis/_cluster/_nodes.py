@@ -153,13 +153,9 @@ class NodeClient(EntraRedis):
         except asyncio.CancelledError:
             session.withdraw(future)
             raise
-        if not asking:
-            return reply
-        allowed, reply = reply
-        for each in (allowed, reply):
-            if isinstance(each, Exception):
-                raise each
-        return reply
+        finally:
+            del future  # it refers to an error, and the error to this frame
+        return _behind_asking(reply) if asking else reply
 
     async def admission(self) -> Session:
         """A session with room; after the submit the caller calls ``session.admitted()``.
@@ -188,6 +184,17 @@ class NodeClient(EntraRedis):
             await conn.send_command(*_ASKING)
             await conn.read_response()
         return await super()._send_command_parse_response(conn, command_name, *args, **options)
+
+
+def _behind_asking(replies: list[Any]) -> Any:
+    """The reply to the command that ASKING went in front of, or its error, raised."""
+    error = next((each for each in replies if isinstance(each, Exception)), None)
+    try:
+        if error is not None:
+            raise error
+        return replies[1]
+    finally:
+        del error, replies
 
 
 _ASKED = "_asking"
