@@ -6,7 +6,8 @@ times of milliseconds, so it runs when no other test does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_the_baseline_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What redis-py's client leaves open is collected in its own test, where it is excused."""
+    yield
+    if request.node.get_closest_marker("xfail") is not None:
+        gc.collect()
 
 
 @pytest.fixture

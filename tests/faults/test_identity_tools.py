@@ -34,7 +34,9 @@ AZ = """#!/bin/sh
 echo "$@" >> {folder}/calls
 [ -e {folder}/broken ] && { echo "ERROR: Please run 'az login' to setup account." >&2; exit 1; }
 sleep 0.3
-cat {folder}/answer
+answer=$(cat {folder}/answer)
+echo "$answer" >> {folder}/given
+echo "$answer"
 """
 
 
@@ -47,10 +49,17 @@ class Tool:
         script.write_text(AZ.replace("{folder}", str(folder)))
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
         (folder / "calls").touch()
+        (folder / "given").touch()
 
     @property
     def calls(self) -> int:
         return len((self.folder / "calls").read_text().splitlines())
+
+    @property
+    def given(self) -> int:
+        """How often it has given the token that it gives now."""
+        answer = (self.folder / "answer").read_text().strip()
+        return (self.folder / "given").read_text().splitlines().count(answer)
 
     async def renew(self, emulator: Emulator, life: float = LIFE) -> None:
         token = await emulator.issue_token(lifetime=life)
@@ -85,8 +94,8 @@ async def test_one_acquisition_per_rotation_for_fifty_connections(
             assert tool.calls == 1
             traffic = Traffic(clients[0], 5)
             for rotation in (2, 3):
-                before = tool.calls
-                # A new token is there before it is asked for, as the tool's own cache would have.
+                # A new token is there before it is asked for, as the tool's own cache would have,
+                # unless this machine is slow: then it is asked once in vain.
                 await tool.renew(entra_emulator, LONGER)
                 await witness.at_least(rotation, TokenPublished, timeout=LONGER)
                 await until(
@@ -95,9 +104,8 @@ async def test_one_acquisition_per_rotation_for_fifty_connections(
                     ),
                     timeout=LONGER,
                 )
-                calls = tool.calls - before
-                figure(f"acquisitions, rotation {rotation - 1}", calls, target="1")
-                assert calls == 1
+                figure(f"acquisitions, rotation {rotation - 1}", tool.given, target="1")
+                assert tool.given == 1
             await traffic.stop()
             assert (traffic.errors, traffic.wrong) == ([], [])
             for client in clients:
