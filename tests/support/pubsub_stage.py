@@ -93,7 +93,7 @@ async def staged(protocol: int = 2, **options: Any) -> AsyncIterator[Stage]:
 
 
 async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.002)
 

@@ -21,6 +21,9 @@ from aioentra_redis.emulator import Emulator
 
 E = TypeVar("E", bound=Event)
 
+PATIENCE = 25.0
+"""Seconds after which it is given up to wait for what takes a moment: the machine may be busy."""
+
 BRISK = TokenRefreshConfig(
     request_timeout=2.0,
     retry=RetryConfig(max_attempts=2, initial_delay=0.05, max_delay=0.2, jitter_percentage=0),
@@ -115,7 +118,10 @@ class Witness:
         return [each for each in self.events if isinstance(each, kind)]
 
     async def first(
-        self, kind: type[E], condition: Callable[[E], bool] = lambda _: True, timeout: float = 10.0
+        self,
+        kind: type[E],
+        condition: Callable[[E], bool] = lambda _: True,
+        timeout: float = PATIENCE,
     ) -> E:
         """The first event of this kind that meets the condition, past or future."""
         async with asyncio.timeout(timeout):
@@ -126,7 +132,7 @@ class Witness:
                 self._news.clear()
                 await self._news.wait()
 
-    async def at_least(self, count: int, kind: type[E], timeout: float = 10.0) -> list[E]:
+    async def at_least(self, count: int, kind: type[E], timeout: float = PATIENCE) -> list[E]:
         """All events of this kind, once there are so many."""
         async with asyncio.timeout(timeout):
             while len(self.of(kind)) < count:
@@ -135,7 +141,7 @@ class Witness:
         return self.of(kind)
 
 
-async def until(condition: Callable[[], Any], timeout: float = 5.0) -> None:
+async def until(condition: Callable[[], Any], timeout: float = PATIENCE) -> None:
     """Wait for something that no event tells of."""
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110 - see above
@@ -144,7 +150,7 @@ async def until(condition: Callable[[], Any], timeout: float = 5.0) -> None:
 
 async def until_gone(emulator: Emulator) -> None:
     """Wait until the server has heard of the end of every connection, which takes it a moment."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE):
         while await emulator.connections():  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.01)
 
