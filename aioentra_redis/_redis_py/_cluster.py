@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from types import MethodType
 from typing import Any, Final, NamedTuple
 
@@ -45,6 +46,18 @@ __all__ = [
 ]
 
 logger = logging.getLogger("aioentra_redis.cluster")
+
+
+def _of_later_versions(module: str, name: str) -> Any:
+    """Something of redis-py's that not every version has, or None."""
+    try:
+        return getattr(import_module(module), name, None)
+    except ModuleNotFoundError:
+        return None
+
+
+_AfterRefresh: Final = _of_later_versions("redis.event", "AsyncAfterSlotsCacheRefreshEvent")
+_resolve_driver: Final = _of_later_versions("redis.driver_info", "resolve_driver_info")
 
 ROUND_ROBIN: Final = LoadBalancingStrategy.ROUND_ROBIN
 
@@ -99,6 +112,10 @@ def template_pool(
     """
     given = cluster.connection_kwargs
     options = {name: it for name, it in given.items() if name not in _NOT_FOR_CONNECTIONS}
+    if _resolve_driver is not None and "lib_name" in options:
+        # Version 7 hands its connections what they tell everybody not to use any more.
+        names = options.pop("lib_name"), options.pop("lib_version")
+        options["driver_info"] = _resolve_driver(options.pop("driver_info", None), *names)
     options.pop("retry", None)  # what may be repeated is decided above the connections
     default_to_no_retries(options)
     kind = given["connection_class"]
@@ -227,15 +244,6 @@ class TopologyBase(NodesManager):
             await self._event_dispatcher.dispatch_async(_AfterRefresh())
         except Exception:
             logger.exception("a listener of redis-py's raised after a refresh of the topology")
-
-
-def _after_refresh() -> Any:
-    from redis import event
-
-    return getattr(event, "AsyncAfterSlotsCacheRefreshEvent", None)
-
-
-_AfterRefresh: Final = _after_refresh()
 
 
 # -- the client ----------------------------------------------------------------------------------
