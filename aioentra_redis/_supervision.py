@@ -49,7 +49,7 @@ class Supervised:
         self._hub = hub
         self._gives_up = gives_up
         self._loop = asyncio.get_running_loop()
-        self._start = start or self._create_task
+        self._start = start  # no method of our own: we would refer to ourselves
         self._pause: asyncio.TimerHandle | None = None
         self._stopped = False
         self._restarts = 0
@@ -84,7 +84,8 @@ class Supervised:
     def _begin(self) -> None:
         self._pause = None
         self._began = self._loop.time()
-        self.task = self._start(self._work(), self._name)
+        start = self._start or self._create_task
+        self.task = start(self._work(), self._name)
         self.task.add_done_callback(self._over)
 
     def _over(self, task: asyncio.Task[None]) -> None:

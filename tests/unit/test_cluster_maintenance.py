@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -93,6 +93,14 @@ async def test_a_failover_that_is_announced_is_waited_for_as_the_user_said() -> 
         await client.aclose()
 
 
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collection")
 async def test_a_closed_client_is_gone_without_the_garbage_collector() -> None:
     peer = OneNode()
     async with peer.serve() as port:
@@ -102,11 +110,7 @@ async def test_a_closed_client_is_gone_without_the_garbage_collector() -> None:
         await until(lambda: len(peer.seen("CLUSTER")) == 2)
         await client.aclose()
         gone, topology = weakref.ref(client), weakref.ref(client.nodes_manager)
-        gc.disable()
-        try:
-            del client
-            await asyncio.sleep(0.05)
-            assert gone() is None
-            assert topology() is None
-        finally:
-            gc.enable()
+        del client
+        await asyncio.sleep(0.05)
+        assert gone() is None
+        assert topology() is None
