@@ -18,8 +18,12 @@ from ._topology import View, agreement, has_open_slots, parse_nodes, shares
 
 __all__ = ["Cluster"]
 
-PATIENCE: Final = 20.0
-"""Seconds until a cluster that does not come to rest is given up; it takes 2, or a failover."""
+PATIENCE: Final = 40.0
+"""Seconds until a cluster that does not come to rest is given up; it takes 2, or a failover, but
+on a machine that has no time for it much longer."""
+
+HANDSHAKE: Final = 2.0
+"""Seconds until servers are introduced to each other again: they may forget the first time."""
 
 ELECTION: Final = 6.0
 """Seconds until a failover is asked for again: servers give one up after 5."""
@@ -135,11 +139,7 @@ class Cluster:
             await server.execute("CLUSTER", "ADDSLOTSRANGE", str(first), str(last))
         for number in self._ids:  # else they would have to sort out who is who
             await self._servers[number].execute("CLUSTER", "SET-CONFIG-EPOCH", str(number))
-        for number in self._ids:
-            for other in self._ids:
-                if other < number:
-                    await self._introduce(number, other)
-        await asyncio.gather(*map(self._until_acquainted, self._ids))
+        await self._acquaint(self._ids)
         for replica, primary in replicas.items():
             await self._replicate(replica, primary)
         await self.until(self._shape(replicas), "every replica has its primary")
@@ -148,21 +148,34 @@ class Cluster:
     async def _identify(self, number: int) -> None:
         self._ids[number] = await self._servers[number].execute("CLUSTER", "MYID")
 
+    async def _acquaint(self, numbers: Iterable[int]) -> None:
+        """Make servers known to each other, and wait until they are."""
+        numbers = list(numbers)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE
+        again = 0.0
+        while strangers := [pair for each in numbers for pair in await self._strangers(each)]:
+            if loop.time() > deadline:
+                raise EmulatorError(
+                    f"the cluster's nodes did not get to know each other: {strangers}"
+                )
+            if loop.time() > again:
+                again = loop.time() + HANDSHAKE
+                for number, other in strangers:
+                    await self._introduce(number, other)
+            await asyncio.sleep(POLL_INTERVAL)
+
+    async def _strangers(self, number: int) -> list[tuple[int, int]]:
+        """A server and each of those that it does not know."""
+        known = parse_nodes(await self._servers[number].execute("CLUSTER", "NODES"))
+        return [(number, each) for each in self.running if self._ids[each] not in known]
+
     async def _introduce(self, number: int, other: int) -> None:
         membership = self._servers[other].membership
         assert membership is not None
         await self._servers[number].execute(
             "CLUSTER", "MEET", "127.0.0.1", str(membership.port), str(membership.bus_port)
         )
-
-    async def _until_acquainted(self, number: int) -> None:
-        """Wait until a server knows all that run."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                known = parse_nodes(await self._servers[number].execute("CLUSTER", "NODES"))
-                if all(self._ids[each] in known for each in self.running):
-                    return
-                await asyncio.sleep(POLL_INTERVAL)
 
     async def _replicate(self, replica: int, primary: int) -> None:
         await self._servers[replica].execute("CLUSTER", "REPLICATE", self._ids[primary])
@@ -183,12 +196,8 @@ class Cluster:
 
     async def join(self, number: int, primary: int | None) -> None:
         """Take a fresh server in, as a primary without slots or as the replica of one."""
-        others = list(self.running)
         await self._identify(number)
-        for other in others:
-            if other != number:
-                await self._introduce(number, other)
-        await asyncio.gather(*map(self._until_acquainted, others))
+        await self._acquaint(self.running)
         replicas = {}
         if primary is not None:
             await self._replicate(number, primary)
@@ -238,26 +247,27 @@ class Cluster:
         keys: int | None = None,
         pace: float = 0.0,
     ) -> int:
-        """Move slots, their keys one after the other with ``pace`` seconds between them.
+        """Move slots with their keys; with a ``pace`` one by one, so many seconds apart.
 
-        With ``keys`` it stops as soon as so many have moved, and leaves the slots open. Returns
-        how many have.
+        With ``keys``, stop when so many have moved, or all, and leave the slots open. Returns how
+        many have.
         """
         moved = 0
         slots = list(slots)
+        watched = pace > 0 or keys is not None
         for start in range(0, len(slots), CHUNK):
             chunk = slots[start : start + CHUNK]
             await self._announce(chunk, source, target)
             for slot in await self._with_keys(source, chunk):
-                while found := await self._some_keys(source, slot, 1 if pace or keys else KEYS):
-                    if keys is not None and moved >= keys:
-                        return moved
+                while keys is None or moved < keys:
+                    found = await self._some_keys(source, slot, 1 if watched else KEYS)
+                    if not found:
+                        break
                     await self._move_keys(found, source, target)
                     moved += len(found)
                     await asyncio.sleep(pace)
-            if keys is not None:
-                return moved
-            await self._settle(chunk, source, target)
+            if keys is None:
+                await self._settle(chunk, source, target)
         return moved
 
     async def _announce(self, slots: Iterable[int], source: int, target: int) -> None:

@@ -11,9 +11,6 @@ from ._topology import ranges
 
 __all__ = ["ClusterControl"]
 
-LONG = 120.0
-"""Seconds that what takes long may take."""
-
 
 class ClusterControl(abc.ABC):
     """The part of ``Emulator`` that changes the shape of Redis. ``reset`` restores it.
@@ -24,7 +21,7 @@ class ClusterControl(abc.ABC):
     """
 
     @abc.abstractmethod
-    async def _call(self, method: str, *, _patience: float = 30.0, **params: Any) -> Any:
+    async def _call(self, method: str, **params: Any) -> Any:
         """Call a method of the emulator's process."""
 
     async def nodes(self) -> list[Node]:
@@ -65,7 +62,6 @@ class ClusterControl(abc.ABC):
         chosen = [slots] if isinstance(slots, int) else list(slots)
         moved: int = await self._call(
             "migrate_slots",
-            _patience=LONG,
             slots=ranges(chosen),  # a line of the control channel has room for those
             to=to,
             keys=keys,
@@ -93,14 +89,14 @@ class ClusterControl(abc.ABC):
         instance, and has copied its primary's data when this returns. A primary that nobody has
         replaced comes back empty.
         """
-        await self._call("start_node", node=node, _patience=LONG)
+        await self._call("start_node", node=node)
 
     async def add_node(self, *, primary: int | None = None) -> int:
         """Add a node: the replica of a ``primary``, or a primary without slots.
 
         Returns its number, when all nodes know it.
         """
-        number: int = await self._call("add_node", primary=primary, _patience=LONG)
+        number: int = await self._call("add_node", primary=primary)
         return number
 
     async def remove_node(self, node: int) -> None:

@@ -18,13 +18,14 @@ from typing import Any
 
 from ._errors import EmulatorError
 
-__all__ = ["TIMEOUT", "Method", "call", "call_blocking", "serve_control"]
+__all__ = ["Method", "call", "call_blocking", "serve_control"]
 
 logger = logging.getLogger("aioentra_redis.emulator.control")
 
 Method = Callable[..., Awaitable[Any]]
-TIMEOUT = 30.0
-"""Seconds after which a call gives up, unless it says how patient it is."""
+TIMEOUT = 120.0
+"""Seconds after which a call gives up. The slowest move thousands of slots, or wait for a cluster
+on a machine that is busy."""
 
 
 # ------------------------------------------------------------------------------ the emulator's half
@@ -59,15 +60,13 @@ async def _answer(methods: Mapping[str, Method], request: bytes) -> dict[str, An
 # ------------------------------------------------------------------------------- the caller's half
 
 
-async def call(
-    path: str, method: str, params: Mapping[str, Any], *, patience: float = TIMEOUT
-) -> Any:
+async def call(path: str, method: str, params: Mapping[str, Any]) -> Any:
     """Call a method of the emulator; ValueError for a bad argument, EmulatorError otherwise.
 
     Cancelling gives up waiting; the emulator finishes the call.
     """
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(TIMEOUT):
             reader, writer = await asyncio.open_unix_connection(path)
             try:
                 writer.write(_request(method, params))

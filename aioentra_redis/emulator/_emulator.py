@@ -8,7 +8,7 @@ from types import EllipsisType, TracebackType
 from typing import Any, Literal, Self
 
 from ._cluster_control import ClusterControl
-from ._control import TIMEOUT, call, call_blocking
+from ._control import call, call_blocking
 from ._environment import Kind, environ
 from ._errors import EmulatorError
 from ._identity_control import IdentityControl
@@ -317,5 +317,5 @@ class Emulator(IdentityControl, ServerControl, ClusterControl):
         """The connections that are open now."""
         return [OpenConnection(**each) for each in await self._call("connections")]
 
-    async def _call(self, method: str, *, _patience: float = TIMEOUT, **params: Any) -> Any:
-        return await call(self._running.control_path, method, params, patience=_patience)
+    async def _call(self, method: str, **params: Any) -> Any:
+        return await call(self._running.control_path, method, params)

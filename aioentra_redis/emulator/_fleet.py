@@ -9,6 +9,7 @@ import secrets
 import shutil
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -324,9 +325,9 @@ class Fleet:
                 if member.policies.get(object_id) != policy:
                     await member.server.set_policy(object_id, policy)
             member.policies = dict(policies)
-        replicas = {each.number for each in self._beginning if each.role == "replica"}
+        copies = Counter(each.primary for each in self._beginning)
         for member in self._members.values():
-            await member.server.clear(data=member.number not in replicas)
+            await member.server.clear(copies=copies[member.number])
 
     async def _as_in_the_beginning(self) -> bool:
         if self.cluster is None:

@@ -133,7 +133,7 @@ class Operations:
         moved = 0
         for node in await self._fleet.nodes():
             chosen = [slot for slot in wanted if node.number != to and node.owns(slot)]
-            if chosen and (keys is None or moved < keys):
+            if chosen:
                 left = None if keys is None else keys - moved
                 moved += await cluster.migrate(chosen, node.number, to, keys=left, pace=pace)
         if keys is None:

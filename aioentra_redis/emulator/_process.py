@@ -19,7 +19,9 @@ from ._records import StartDetails
 __all__ = ["EmulatorProcess"]
 
 ROOT = Path(__file__).parents[2]
-START_TIMEOUT = 30.0
+START_TIMEOUT = 60.0
+"""Seconds; a single server takes half of one, a cluster 2, on a machine that is busy more."""
+
 STOP_TIMEOUT = 5.0
 
 

@@ -101,12 +101,19 @@ async def _run(
     if watch_stdin:
         loop.add_reader(sys.stdin.fileno(), _read_stdin, ended)
     stand_in = StandIn(options)
-    report(await stand_in.start())
+    waiting = asyncio.create_task(ended.wait())
+    starting = asyncio.create_task(stand_in.start())
     try:
-        await ended.wait()
+        await asyncio.wait([starting, waiting], return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            report(starting.result())
+            await waiting
     finally:
         if watch_stdin:
             loop.remove_reader(sys.stdin.fileno())
+        for task in (starting, waiting):
+            task.cancel()
+        await asyncio.wait([starting, waiting])  # what it has started, it stops itself
         await stand_in.aclose()
 
 

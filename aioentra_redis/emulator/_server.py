@@ -30,6 +30,9 @@ logger = logging.getLogger("aioentra_redis.emulator.server")
 START_TIMEOUT = 10.0
 POLL_INTERVAL = 0.005
 
+COPY_TIMEOUT = "5000"
+"""Milliseconds that replicas get to follow."""
+
 AMONG_SERVERS = frozenset({"PSYNC", "REPLCONF", "SELECT", "SYNC"})
 """Commands that the servers of a cluster send to each other: only the front can block those."""
 
@@ -232,13 +235,16 @@ class Server:
         more = CLUSTER_RULES if self.membership is not None else ""
         await self.execute("ACL", "SETUSER", object_id, *acl_rules(policy, self.secret, more))
 
-    async def clear(self, *, data: bool = True) -> None:
-        """Remove data and scripts, once they are loaded; a replica has no ``data`` of its own."""
+    async def clear(self, *, copies: int = 0) -> None:
+        """Remove data and scripts, once they are loaded, and wait for the ``copies`` of the data.
+
+        A replica has no data of its own, and is only asked for its scripts.
+        """
         async with asyncio.timeout(START_TIMEOUT):
             while "loading:1" in await self.execute("INFO", "persistence"):  # noqa: ASYNC110
                 await asyncio.sleep(POLL_INTERVAL)
-        if data:
-            await self.execute("FLUSHALL")
+        if "role:master" in await self.execute("INFO", "replication"):
+            await self.call_all([("FLUSHALL",), ("WAIT", str(copies), COPY_TIMEOUT)])
         await self.execute("SCRIPT", "FLUSH")
 
     async def execute(self, *arguments: str | bytes) -> str:

@@ -3,52 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ssl
-from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import pytest
-from redis.asyncio import RedisCluster
 from redis.exceptions import NoPermissionError, ResponseError
+from support.cluster_witness import KEYS, fill, holds_everything, witness
 
 from aioentra_redis.emulator import Emulator, EmulatorError
 
 pytestmark = pytest.mark.emulator
-
-KEYS = [f"key:{number}" for number in range(100)]
-
-
-@contextlib.asynccontextmanager
-async def witness(emulator: Emulator, **options: object) -> AsyncIterator[RedisCluster]:
-    """A plain redis-py cluster client with a token for a password.
-
-    It would verify the IPs of the topology, which the certificate is not good for.
-    """
-    client = RedisCluster(
-        host="localhost",
-        port=urlsplit(emulator.url).port or 0,
-        ssl=True,
-        ssl_ca_certs=emulator.ca_file,
-        ssl_check_hostname=False,
-        username=emulator.service_principal.object_id,
-        password=await emulator.issue_token(),
-        decode_responses=True,
-        **options,  # type: ignore[arg-type]
-    )
-    try:
-        yield client
-    finally:
-        await client.aclose()
-
-
-async def fill(client: RedisCluster) -> None:
-    for key in KEYS:
-        await client.set(key, key)
-
-
-async def holds_everything(client: RedisCluster) -> bool:
-    return [await client.get(key) for key in KEYS] == KEYS
 
 
 async def test_a_client_finds_the_nodes_from_the_entry(entra_cluster: Emulator):

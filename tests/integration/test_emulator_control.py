@@ -9,11 +9,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import redis.asyncio
+from support.emulator_processes import emulator_pid, processes, until_gone
 from support.raw_client import RawClient
 
 import aioentra_redis
@@ -32,32 +32,6 @@ async def signed_in(emulator: Emulator, client: RawClient) -> None:
 
 
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
-
-
-def processes(directory: str) -> list[int]:
-    """Processes that work in the emulator's private directory: the server and its supervisor."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError):
-            if os.readlink(entry / "cwd") == directory:
-                found.append(int(entry.name))
-    return found
-
-
-def until_gone(directory: str, *, files: bool = True) -> None:
-    """Wait until nothing works in the directory any more and, with ``files``, until it is gone."""
-    deadline = time.monotonic() + 5
-    while processes(directory) or (files and Path(directory).exists()):
-        assert time.monotonic() < deadline, f"{directory} is still in use"
-        time.sleep(0.02)
-
-
-def emulator_pid(directory: str) -> int:
-    """The process whose children work in the directory."""
-    workers = processes(directory)
-    stats = [Path(f"/proc/{pid}/stat").read_text() for pid in workers]
-    [parent] = {int(stat.rpartition(")")[2].split()[1]) for stat in stats} - set(workers)
-    return parent
 
 
 # ----------------------------------------------------------------------------------- start and end

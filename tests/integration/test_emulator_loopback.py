@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.emulator_processes import emulator_pid
 
 import aioentra_redis.emulator
 from aioentra_redis.emulator import Emulator
@@ -69,8 +70,7 @@ def bound_by(processes: set[int]) -> set[tuple[str, str, int]]:
 async def test_every_listener_is_on_loopback(entra_emulator: Emulator) -> None:
     """Of its process and of the server in it, also after the server was restarted."""
     for _ in range(2):
-        process = await asyncio.to_thread(emulator_process)
-        bound = bound_by(family_of(process))
+        bound = await asyncio.to_thread(bound_in, entra_emulator)
         ports = {port for _, _, port in bound}
         for url in (
             *(entra_emulator.url, entra_emulator.plaintext_url),
@@ -82,15 +82,19 @@ async def test_every_listener_is_on_loopback(entra_emulator: Emulator) -> None:
         await entra_emulator.restart_server()
 
 
-def emulator_process() -> int:
-    """The process of the only emulator that this one has started."""
-    children = family_of(os.getpid()) - {os.getpid()}
-    (found,) = [
-        each
-        for each in children
-        if b"aioentra_redis.emulator" in Path(f"/proc/{each}/cmdline").read_bytes()
-    ]
-    return found
+async def test_every_node_of_a_cluster_is_on_loopback(entra_cluster: Emulator) -> None:
+    """What servers tell each other, too."""
+    bound = await asyncio.to_thread(bound_in, entra_cluster)
+    nodes = await entra_cluster.nodes()
+    assert {port for _, _, port in bound} >= {each.port for each in nodes}
+    # The entry and the identity endpoints, and of each node the front and two of its server's.
+    assert len({port for _, _, port in bound}) == 3 + len(nodes) * 3
+    assert {each for each in bound if not ipaddress.ip_address(each[1]).is_loopback} == set()
+
+
+def bound_in(emulator: Emulator) -> set[tuple[str, str, int]]:
+    """What the emulator's process and its servers listen on."""
+    return bound_by(family_of(emulator_pid(str(Path(emulator.ca_file).parent))))
 
 
 def test_a_listener_elsewhere_would_be_seen() -> None:

@@ -8,7 +8,7 @@ import ssl
 from types import TracebackType
 from typing import Self
 
-from aioentra_redis.emulator import Emulator
+from aioentra_redis.emulator import Emulator, Node
 
 from .resp import Reply, pack, parse
 
@@ -17,18 +17,25 @@ DEADLINE = 20.0
 
 
 class RawClient:
-    """One connection to the emulator's Redis; ``async with RawClient(emulator) as client``."""
+    """One connection to the emulator's Redis; ``async with RawClient(emulator) as client``.
 
-    def __init__(self, emulator: Emulator, *, tls: bool = False) -> None:
+    ``node`` is one of a cluster's, to be dialled at its own address.
+    """
+
+    def __init__(self, emulator: Emulator, *, tls: bool = False, node: Node | None = None) -> None:
         url = emulator.url if tls else emulator.plaintext_url
-        self._host, _, port = url.partition("://")[2].partition(":")
-        self._port = int(port)
+        self._name, _, port = url.partition("://")[2].partition(":")
+        self._host, self._port = (self._name, int(port)) if node is None else (node.host, node.port)
         self._context = ssl.create_default_context(cafile=emulator.ca_file) if tls else None
         self._buffer = bytearray()
 
     async def __aenter__(self) -> Self:
         self._reader, self._writer = await asyncio.open_connection(
-            self._host, self._port, ssl=self._context, limit=1 << 22
+            self._host,
+            self._port,
+            ssl=self._context,
+            server_hostname=self._name if self._context is not None else None,
+            limit=1 << 22,
         )
         return self
 

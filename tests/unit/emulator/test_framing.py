@@ -255,3 +255,25 @@ def test_an_attribute_belongs_to_the_reply_behind_it():
 def test_what_is_no_reply_is_an_error(bad: bytes):
     with pytest.raises(ValueError, match=r".+"):
         ReplyFramer().feed(bad)
+
+
+# ------------------------------------------------------------------------- more commands to look at
+
+
+@given(st.lists(st.integers(1, 9), max_size=20))
+def test_a_framer_may_be_asked_to_point_out_more(sizes: list[int]):
+    stream = pack("SELECT", "1") + pack("SYNC") + b"select 2\r\n" + pack("GET", "SELECT")
+    framer = RequestFramer(frozenset({b"SELECT", b"SYNC"}))
+    found = [item for piece in chunks(stream, sizes) for item in framer.feed(piece)]
+    assert [each.arguments for each in found if isinstance(each, Command)] == [
+        [b"SELECT", b"1"],
+        [b"SYNC"],  # it is no notice any more
+        [b"select", b"2"],
+    ]
+    assert sum(each.commands for each in found if isinstance(each, Passage)) == 1
+    assert framer.idle
+
+
+def test_others_are_not_asked():
+    _, events, _ = run([pack("SELECT", "1") + pack("SYNC")])
+    assert events == [("ordinary",), ("noted", b"SYNC", 1)]

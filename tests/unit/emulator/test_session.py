@@ -56,6 +56,27 @@ def test_hello_keeps_its_other_options():
 
 
 @pytest.mark.parametrize(
+    ("command", "arrives"),
+    [
+        (pack("SELECT", "1"), pack("SELECT ", "1")),
+        (pack("select", "1"), pack("select ", "1")),
+        (b"SYNC\r\n", pack("SYNC ")),
+        (pack("SELECTED"), pack("SELECTED")),
+        (pack("GET", "SELECT"), pack("GET", "SELECT")),
+    ],
+)
+def test_a_blocked_command_reaches_no_server(command: bytes, arrives: bytes):
+    """The server answers that it does not know it: what comes behind keeps its place."""
+    of = Session("backend-secret", frozenset({b"SELECT", b"SYNC"}))
+    assert b"".join(each for each in of.receive_from_client(command)) == arrives  # type: ignore[misc]
+    assert sign_in(of) == pack("AUTH", OID, "backend-secret")
+    of.receive_from_server(b"-ERR unknown command\r\n")
+    assert effects(of) == []
+    of.receive_from_server(b"+OK\r\n")
+    assert effects(of) == [Effect.SIGNED_IN]
+
+
+@pytest.mark.parametrize(
     ("command", "reply", "effect"),
     [
         pytest.param(AUTH, b"+OK\r\n", Effect.SIGNED_IN, id="auth"),

@@ -10,7 +10,12 @@ import pytest
 from aioentra_redis.emulator import Emulator, EmulatorError, Identity
 from aioentra_redis.emulator._directory import Directory, Events, make_identities
 from aioentra_redis.emulator._options import Options
-from aioentra_redis.emulator._policies import POLICIES, acl_rules, check_policy
+from aioentra_redis.emulator._policies import (
+    AZURE_BLOCKED_COMMANDS,
+    POLICIES,
+    acl_rules,
+    check_policy,
+)
 from aioentra_redis.emulator._server import find_server
 from aioentra_redis.emulator._settings import Countdown, Cut, Faults, IdentityFailure, Settings
 from aioentra_redis.emulator._tokens import REDIS_APP_ID, REDIS_RESOURCE, TokenIssuer
@@ -86,6 +91,36 @@ def test_settings_change_by_name():
 def test_options_survive_the_journey():
     options = Options(Settings(refresh_in=1.5), server="redis-server", blocked_commands=("DEBUG",))
     assert Options.from_json(options.to_json()) == options
+
+
+def test_options_of_a_cluster_survive_the_journey():
+    options = Options(Settings(policy="default"), profile="amr-oss", primaries=4, replicas=2)
+    assert Options.from_json(options.to_json()) == options
+    assert options.offer.clustered
+    assert "SELECT" in options.blocked
+
+
+def test_the_default_is_azure_cache():
+    options = Options()
+    assert options.profile == "acr"
+    assert options.blocked == AZURE_BLOCKED_COMMANDS
+    assert Options(blocked_commands=()).blocked == ()
+
+
+def test_faults_of_one_node_come_before_those_of_all():
+    faults = Faults()
+    faults.at(None).auth_delay = 1.0
+    faults.at(2).auth_delay = 2.0
+    assert [each.auth_delay for each in faults.meeting(2)] == [2.0, 1.0]
+    assert [each.auth_delay for each in faults.meeting(1)] == [1.0]
+    faults.at(None).revoked.add("a")
+    faults.at(2).revoked.update("ab")
+    faults.forgive("a", None)
+    assert (faults.at(None).revoked, faults.at(2).revoked) == (set(), {"b"})
+    faults.forgive("b", 2)
+    assert faults.at(2).revoked == set()
+    faults.heal()
+    assert [each.auth_delay for each in faults.meeting(2)] == [0.0]
 
 
 def test_countdown():

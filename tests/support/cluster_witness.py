@@ -1,0 +1,47 @@
+"""A plain redis-py client as a witness of what the emulator's cluster does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+from redis.asyncio import RedisCluster
+
+from aioentra_redis.emulator import Emulator
+
+__all__ = ["KEYS", "fill", "holds_everything", "witness"]
+
+KEYS = [f"key:{number}" for number in range(100)]
+
+
+@contextlib.asynccontextmanager
+async def witness(emulator: Emulator, **options: object) -> AsyncIterator[RedisCluster]:
+    """A plain redis-py cluster client with a token for a password.
+
+    It would verify the IPs of the topology, which the certificate is not good for.
+    """
+    client = RedisCluster(
+        host="localhost",
+        port=urlsplit(emulator.url).port or 0,
+        ssl=True,
+        ssl_ca_certs=emulator.ca_file,
+        ssl_check_hostname=False,
+        username=emulator.service_principal.object_id,
+        password=await emulator.issue_token(),
+        decode_responses=True,
+        **options,  # type: ignore[arg-type]
+    )
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+async def fill(client: RedisCluster) -> None:
+    for key in KEYS:
+        await client.set(key, key)
+
+
+async def holds_everything(client: RedisCluster) -> bool:
+    return [await client.get(key) for key in KEYS] == KEYS
