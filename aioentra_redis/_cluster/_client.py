@@ -37,6 +37,7 @@ from ._commands import ClusterCommands
 from ._nodes import Common, Node
 from ._notices import follow_notices
 from ._plans import Plan
+from ._shared import SharedWork
 from ._topology import Topology
 
 __all__ = ["EntraRedisCluster"]
@@ -102,6 +103,7 @@ class EntraRedisCluster(ClusterCommands):
         self._stop_listening: list[Callable[[], None]] = []
         self._streams = EventStreams()
         self._home = Home("the client")
+        self._learning = SharedWork()
         self._plans: dict[Any, Plan] = {}
         self._overrides = checked_overrides(routes)
         check_sign_in(token_source, credential)
@@ -206,12 +208,16 @@ class EntraRedisCluster(ClusterCommands):
         self._check_open()
         if self._initialize:
             self._home.check()
-            await self.nodes_manager.refresh()
-            if not self.commands_parser.commands:
-                anywhere: Any = _AnyNode(self.nodes_manager)
-                await self.commands_parser.initialize(anywhere)
-            self._initialize = False
+            await self._learning.done(self._learn)
         return self
+
+    async def _learn(self) -> None:
+        await self.nodes_manager.refresh()
+        if not self.commands_parser.commands:
+            anywhere: Any = _AnyNode(self.nodes_manager)
+            await self.commands_parser.initialize(anywhere)
+        if not self._closed:
+            self._initialize = False
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.initialize().__await__()

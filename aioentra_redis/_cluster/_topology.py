@@ -18,8 +18,6 @@ from typing import Any, Final
 from redis import exceptions as redis_exceptions
 
 from .._events import EventHub
-from .._multiplex._ending import ignore_outcome
-from .._redaction import again
 from .._redis_py import (
     PRIMARY,
     REPLICA,
@@ -36,6 +34,7 @@ from ._inquiry import ask
 from ._nodes import Node
 from ._redirects import Redirect, judge
 from ._shape import EMPTY, Address, Shape
+from ._shared import SharedWork
 from ._slots import SLOTS
 
 __all__ = ["Topology"]
@@ -78,7 +77,7 @@ class Topology(TopologyBase):
         self._moves = 0
         self._shape = EMPTY
         self._guests: dict[str, tuple[Node, float]] = {}
-        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshing = SharedWork()
         self._following: Supervised | None = None
         self._changed: asyncio.Future[None] | None = None
         self._wanting = 0
@@ -264,18 +263,7 @@ class Topology(TopologyBase):
         """
         if self.closed:
             raise ClosedError("the client of this cluster has been closed; that is final")
-        task = self._refreshing
-        if task is None or task.done():
-            task = self._refreshing = asyncio.ensure_future(self._refresh())
-            task.add_done_callback(ignore_outcome)
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise ClosedError("the client of this cluster was closed meanwhile") from None
-            raise
-        except Exception as exc:
-            raise again(exc) from exc.__cause__
+        await self._refreshing.done(self._refresh)
 
     async def _follow(self) -> None:
         delay = FIRST_DELAY
@@ -421,10 +409,9 @@ class Topology(TopologyBase):
         """Close every node; what is in flight may finish within ``close_timeout``."""
         self.closed = True
         self._tell_of_change()
-        running = [self._refreshing, self._following.stop() if self._following else None]
-        ending = [task for task in running if task is not None and not task.done()]
-        for task in ending:
-            task.cancel()
+        ending = self._refreshing.cancel()
+        if self._following is not None and (task := self._following.stop()) is not None:
+            ending.append(task)
         nodes = self.all_nodes()
         retiring = [node.retire() for node in nodes]
         outcomes = await asyncio.gather(*retiring, *self._retiring, return_exceptions=True)
@@ -437,7 +424,7 @@ class Topology(TopologyBase):
 
     def _forget(self) -> None:
         """Know nothing but where to begin."""
-        self._following = self._refreshing = None
+        self._following = None
         self.default_node = None
         self.nodes_cache, self.slots_cache, self._guests = {}, {}, {}
         self._shape = EMPTY
