@@ -45,23 +45,18 @@ from ._redis_py import (
     recording,
     unwrapped,
 )
-from .errors import ClusterModeError, CommandRefusedError
+from ._transactions import EXEC, MULTI, Command, Reading, has_errors, is_sent
+from .errors import CommandRefusedError
 
-__all__ = ["EntraPipeline"]
+__all__ = ["CHUNK_BYTES", "CHUNK_COMMANDS", "EntraPipeline", "refused_in_pipeline"]
 
 CHUNK_COMMANDS: Final = 5000
 CHUNK_BYTES: Final = HIGH_WATER
 """The largest piece of a pipeline without a transaction that is written at once. The next one is
 written when this one is answered: what others send in between does not wait for all of it."""
 
-_MULTI: Final = b"*1\r\n$5\r\nMULTI\r\n"
-_EXEC: Final = b"*1\r\n$4\r\nEXEC\r\n"
-
 _LOSSES: Final = (redis_exceptions.WatchError, redis_exceptions.ConnectionError)
 """How redis-py tells of a lost connection: while it watches, and else."""
-
-Command = tuple[tuple[Any, ...], dict[str, Any]]
-"""What redis-py keeps of a queued command: its words and the options of its reply."""
 
 
 class Client(Protocol):
@@ -249,11 +244,7 @@ class EntraPipeline(ReturningPipeline):
         """
         where = route_in_pipeline(args, self._client._route(args), immediate=immediate)
         if where is Route.REFUSED:
-            words = command_words(args)
-            raise CommandRefusedError(
-                f"{words} can't be sent in a pipeline, whose connection others use too, at the "
-                f"same time or after it: {remedy(words)}"
-            )
+            raise refused_in_pipeline(args)
         return where is Route.SHARED
 
     async def _submit(
@@ -312,7 +303,7 @@ class EntraPipeline(ReturningPipeline):
         self, stack: Sequence[Command], replies: list[Any], raise_on_error: bool
     ) -> list[Any]:
         callbacks = self.response_callbacks
-        failed = _has_errors(replies)
+        failed = has_errors(replies)
         for index, (args, options) in enumerate(stack):
             reply = replies[index]
             if failed and isinstance(reply, Exception):
@@ -334,19 +325,15 @@ class EntraPipeline(ReturningPipeline):
                 replies[index] = exc
                 failed = True
         if failed and raise_on_error:
-            self._raise_first_error(stack, replies)
+            self._reading.raise_first_error(stack, replies)
         return replies
 
     def _explained(self, error: redis_exceptions.ResponseError) -> Exception:
         return sent_elsewhere(error, self._place) or error
 
-    def _raise_first_error(self, stack: Sequence[Command], replies: Sequence[Any]) -> None:
-        for number, ((args, _), reply) in enumerate(zip(stack, replies, strict=True), 1):
-            if isinstance(reply, (ClusterModeError, redis_exceptions.ConnectionError)):
-                raise reply
-            if isinstance(reply, redis_exceptions.ResponseError):
-                self.annotate_exception(reply, number, args)
-                raise reply
+    @property
+    def _reading(self) -> Reading:
+        return Reading(self.response_callbacks, self._explained, self.annotate_exception)
 
     # -- with a transaction ----------------------------------------------------------------------
 
@@ -358,85 +345,24 @@ class EntraPipeline(ReturningPipeline):
         raise_on_error: bool,
     ) -> list[Any]:
         # What has an answer ready for the case that there is none is not sent, as in redis-py.
-        sent = [
-            words
-            for words, (_, options) in zip(wire, stack, strict=True)
-            if EMPTY_RESPONSE not in options
-        ]
+        sent = [words for words, (_, options) in zip(wire, stack, strict=True) if is_sent(options)]
 
         def submit(session: Session) -> asyncio.Future[list[Any]]:
-            return session.submit_batch([_MULTI, *map(session.pack, sent), _EXEC])
+            return session.submit_batch([MULTI, *map(session.pack, sent), EXEC])
 
         replies = await self._submit(
             submit, lambda: f"a transaction of {len(sent)} commands", repeatable, _accept_exec
         )
-        return await self._transaction_results(stack, replies, raise_on_error)
+        return await self._reading.results(stack, replies, raise_on_error)
 
-    async def _transaction_results(
-        self, stack: Sequence[Command], replies: list[Any], raise_on_error: bool
-    ) -> list[Any]:
-        results = replies.pop()
-        errors: list[tuple[int, Any]] = []
-        if len(replies) <= len(stack) or _has_errors(replies):
-            errors = self._errors_of_queueing(stack, replies)
-        if isinstance(results, redis_exceptions.ExecAbortError):
-            first = next((each for _, each in errors if isinstance(each, Exception)), None)
-            if first is not None:
-                raise first from first.__cause__ or results
-        if isinstance(results, Exception):
-            raise results
-        if results is None:
-            raise redis_exceptions.WatchError("Watched variable changed.")
-        if results and isinstance(results[0], redis_exceptions.ConnectionError):
-            raise results[0]  # as redis-py's parser does, whatever raise_on_error says
-        for index, error in errors:
-            results.insert(index, error)
-        if len(results) != len(stack):
-            raise redis_exceptions.ResponseError(
-                "Wrong number of response items from pipeline execution"
-            )
-        failed = _has_errors(results)
-        if failed and raise_on_error:
-            self._raise_first_error(stack, results)
-        callbacks = self.response_callbacks
-        for index, (args, options) in enumerate(stack):
-            reply = results[index]
-            if failed and isinstance(reply, Exception):
-                continue
-            options.pop("keys", None)
-            callback = callbacks.get(args[0])
-            if callback is not None:
-                reply = callback(reply, **options)
-                results[index] = await reply if inspect.isawaitable(reply) else reply
-        return list(results)
 
-    def _errors_of_queueing(
-        self, stack: Sequence[Command], replies: Sequence[Any]
-    ) -> list[tuple[int, Any]]:
-        """What was refused before EXEC, by its place, and what stands in for what was not sent.
-
-        Raises what is no answer to a command.
-        """
-        errors: list[tuple[int, Any]] = []
-        answers = iter(replies)
-        denied = next(answers)
-        if isinstance(denied, redis_exceptions.ResponseError):
-            errors.append((0, denied))  # the commands have run all the same, without MULTI
-        elif isinstance(denied, Exception):
-            raise denied
-        for index, (args, options) in enumerate(stack):
-            if EMPTY_RESPONSE in options:
-                errors.append((index, options[EMPTY_RESPONSE]))
-                continue
-            answer = next(answers)
-            if isinstance(answer, redis_exceptions.ResponseError):
-                explained = self._explained(answer)
-                if explained is answer:
-                    self.annotate_exception(answer, index + 1, args)
-                errors.append((index, explained))
-            elif isinstance(answer, Exception):
-                raise answer
-        return errors
+def refused_in_pipeline(args: tuple[Any, ...]) -> CommandRefusedError:
+    """The error for a command that a pipeline can't hold."""
+    words = command_words(args)
+    return CommandRefusedError(
+        f"{words} can't be sent in a pipeline, whose connection others use too, at the "
+        f"same time or after it: {remedy(words)}"
+    )
 
 
 def _pack_chunk(session: Session, wire: Sequence[tuple[Any, ...]], start: int) -> list[Packed]:
@@ -451,11 +377,6 @@ def _pack_chunk(session: Session, wire: Sequence[tuple[Any, ...]], start: int) -
         if size >= CHUNK_BYTES or len(chunk) == CHUNK_COMMANDS:
             break
     return chunk
-
-
-def _has_errors(replies: Sequence[Any]) -> bool:
-    """Whether there are errors among the replies; most have none, and need no look at each."""
-    return any(issubclass(kind, Exception) for kind in set(map(type, replies)))
 
 
 def _raise_if_nothing_ran(wire: Sequence[tuple[Any, ...]], replies: Sequence[Any]) -> None:

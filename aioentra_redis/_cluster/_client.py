@@ -6,9 +6,12 @@ The way of its commands is in ``_commands.py``, the nodes and their slots in ``_
 from __future__ import annotations
 
 import asyncio
+import inspect
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, Self
+
+from redis import exceptions as redis_exceptions
 
 from .._event_streams import EventStream, EventStreams
 from .._events import ConnectionStatus, EventCallback, EventHub
@@ -36,9 +39,11 @@ from ._addresses import Destination
 from ._commands import ClusterCommands
 from ._nodes import Common, Node
 from ._notices import follow_notices
+from ._pipeline import EntraClusterPipeline
 from ._plans import Plan
 from ._shared import SharedWork
 from ._topology import Topology
+from ._transaction import EntraClusterTransaction
 
 __all__ = ["EntraRedisCluster"]
 
@@ -268,6 +273,57 @@ class EntraRedisCluster(ClusterCommands):
         self._streams = EventStreams()
         self.nodes_manager.reopen()
         self._listen()
+
+    # -- pipelines -------------------------------------------------------------------------------
+
+    def pipeline(self, transaction: Any = None, shard_hint: Any = None) -> Any:
+        """Queue commands to be sent together, as in redis-py, see :class:`EntraClusterPipeline`.
+
+        With ``transaction`` they are run as one, see :class:`EntraClusterTransaction`.
+        """
+        self._check_open()
+        if shard_hint:
+            raise redis_exceptions.RedisClusterException("shard_hint is deprecated in cluster mode")
+        return EntraClusterTransaction(self) if transaction else EntraClusterPipeline(self)
+
+    async def transaction(  # type: ignore[override]
+        self,
+        func: Callable[[Any], Any],
+        *watches: Any,
+        shard_hint: Any = None,
+        value_from_callable: bool = False,
+        watch_delay: float | None = None,
+    ) -> Any:
+        """Run ``func(pipeline)`` as a transaction while ``watches`` are watched, as in redis-py.
+
+        It is called again where a watched key has changed, after ``watch_delay`` seconds.
+        """
+        async with self.pipeline(True, shard_hint) as pipe:
+            while True:
+                try:
+                    if watches:
+                        await pipe.watch(*watches)
+                    value = func(pipe)
+                    if inspect.isawaitable(value):
+                        value = await value
+                    results = await pipe.execute()
+                    return value if value_from_callable else results
+                except redis_exceptions.WatchError:
+                    await pipe.reset()
+                    if watch_delay is not None and watch_delay > 0:
+                        await asyncio.sleep(watch_delay)
+
+    async def _execute_pipeline_by_slot(  # type: ignore[override]
+        self, command: str, slots_to_args: Mapping[int, Iterable[Any]]
+    ) -> list[Any]:
+        """What redis-py calls for commands on keys of several slots, with one for each slot."""
+        if len(slots_to_args) == 1:
+            (args,) = slots_to_args.values()
+            return [await self.execute_command(command, *args)]
+        pipe = self.pipeline()
+        for args in slots_to_args.values():
+            pipe.execute_command(command, *args)
+        return list(await pipe.execute())
 
     # -- status ----------------------------------------------------------------------------------
 

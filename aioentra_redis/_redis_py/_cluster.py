@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import redis.asyncio
 from redis import exceptions as redis_exceptions
+from redis import utils
 from redis.asyncio.cluster import ClusterNode, NodesManager, RedisCluster
 from redis.asyncio.connection import AbstractConnection
 from redis.cluster import PRIMARY, REPLICA, SLOT_ID, LoadBalancingStrategy, get_node_name
@@ -29,9 +30,12 @@ __all__ = [
     "READ_COMMANDS",
     "REPLICA",
     "ROUND_ROBIN",
+    "CrossSlotTransactionError",
     "KeyRange",
     "NodeBase",
     "TopologyBase",
+    "annotate_in_pipeline",
+    "annotate_in_transaction",
     "flag_of",
     "give_back_now",
     "has_policy",
@@ -42,6 +46,7 @@ __all__ = [
     "loosen",
     "node_name",
     "node_pool",
+    "nodes_for",
     "template_pool",
 ]
 
@@ -291,6 +296,21 @@ async def has_policy(cluster: RedisCluster, name: str) -> bool:
     return policy is not None and policy.request_policy.name != "DEFAULT_KEYED"
 
 
+async def nodes_for(cluster: RedisCluster, args: tuple[Any, ...], target_nodes: Any) -> list[Any]:
+    """The nodes that redis-py sends a command to, by the user's word or by its tables."""
+    if target_nodes and not cluster._is_node_flag(target_nodes):
+        return list(cluster._parse_target_nodes(target_nodes))
+    options: dict[str, Any] = {"node_flag": target_nodes}
+    if (resolver := getattr(cluster, "_policy_resolver", None)) is not None:
+        policy = await resolver.resolve(args[0].lower())
+        if policy is not None:
+            options["request_policy"] = policy.request_policy
+        else:
+            by_flag: Any = cluster._command_flags_mapping
+            options["request_policy"] = by_flag.get(cluster.command_flags.get(args[0]))
+    return list(await cluster._determine_nodes(*args, **options))
+
+
 class KeyRange(NamedTuple):
     """Which words are keys: from ``first`` to ``last``, from the end if negative, by ``step``."""
 
@@ -317,3 +337,30 @@ def key_range(commands: Mapping[str, Any], words: tuple[str, ...]) -> KeyRange |
             if name.lower() == wanted and "movablekeys" not in flags:
                 position = each[3], each[4], each[5]
     return KeyRange(*position) if position[0] > 0 and position[2] > 0 else None
+
+
+# -- pipelines -----------------------------------------------------------------------------------
+
+CrossSlotTransactionError: type[redis_exceptions.RedisClusterException] = getattr(
+    redis_exceptions, "CrossSlotTransactionError", redis_exceptions.RedisClusterException
+)
+"""Of redis-py 6 and later; before that it has no transactions on clusters."""
+
+
+_shortened: Callable[[str], str] = getattr(utils, "truncate_text", str)  # since redis-py 6
+
+
+def annotate_in_pipeline(error: Exception, number: int, args: tuple[Any, ...]) -> None:
+    """Have ``error`` say which command of a pipeline it is about."""
+    _annotate(error, number, args, error.args)
+
+
+def annotate_in_transaction(error: Exception, number: int, args: tuple[Any, ...]) -> None:
+    """The same, as redis-py has it in a cluster's transactions: the text goes on as it is."""
+    _annotate(error, number, args, error.args[0])
+
+
+def _annotate(error: Exception, number: int, args: tuple[Any, ...], reason: Any) -> None:
+    words = _shortened(" ".join(map(utils.safe_str, args)))
+    text = f"Command # {number} ({words}) of pipeline caused error: {reason}"
+    error.args = (text, *error.args[1:])
