@@ -91,6 +91,15 @@ def _main(
     "single command did."
 )
 def demo(
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Which of Azure's offers to stand in for: acr, amr-enterprise, amr-nocluster, or "
+            "amr-oss, a cluster in which replicas take over while tokens rotate.",
+            callback=one_of(*PROFILES),
+        ),
+    ] = DEFAULTS.profile,
     workers: Annotated[
         int,
         typer.Option(
@@ -127,7 +136,7 @@ def demo(
     """Run the demo."""
     from ._perform import perform
 
-    options = DemoOptions(workers=workers, rotations=rotations, token_lifetime=token_lifetime)
+    options = DemoOptions(workers, rotations, token_lifetime, profile)
     raise typer.Exit(perform(options, as_json=as_json))
 
 

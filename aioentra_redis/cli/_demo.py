@@ -2,6 +2,7 @@
 
 It starts an emulator in a process of its own, signs in with real, unmodified credentials, keeps
 workers busy for so many rotations, and asks the emulator's log whether both sides saw the same.
+Where there is a cluster, a primary is replaced with every new token.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ from .. import (
     connect,
 )
 from ..emulator import Emulator, Log
+from ..emulator._options import DEFAULT_PROFILE
+from ..emulator._profiles import find_profile
+from ._failovers import Failovers
+from ._rotations import Rotations
 from ._statistics import Latencies, Recorder
 from ._workload import Workload
 
@@ -57,11 +62,17 @@ INTERRUPTED: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """What can be chosen; ``token_lifetime`` in seconds."""
+    """What can be chosen; ``token_lifetime`` in seconds, ``profile`` one of the emulator's."""
 
     workers: int = 50
     rotations: int = 5
     token_lifetime: float = 4.0
+    profile: str = DEFAULT_PROFILE
+
+    @property
+    def clustered(self) -> bool:
+        """Whether there is a cluster, and so failovers."""
+        return find_profile(self.profile).clustered
 
     @property
     def expected(self) -> float:
@@ -105,6 +116,7 @@ class Snapshot:
     connections: int = 0
     connections_opened: int = 0
     rotations: int = 0
+    failovers: int | None = None
     last_auth: float | None = None
     commands: int = 0
     rate: float | None = None
@@ -115,7 +127,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """How it went; the last four counts are the emulator's own, None if it could not be asked."""
+    """How it went; the last four counts are the emulator's own, None if it could not be asked.
+
+    ``failovers`` is None where there is no cluster.
+    """
 
     options: DemoOptions
     seconds: float
@@ -132,6 +147,7 @@ class Report:
     auths_refused: int | None = None
     closed_for_expiry: int | None = None
     tokens: int | None = None
+    failovers: int | None = None
 
     @property
     def exit_status(self) -> int:
@@ -169,7 +185,8 @@ class Demo:
         self._rates: deque[tuple[float, int]] = deque()
         self._enough = asyncio.Event()
         self._interrupted: int | None = None
-        self._rotations = 0
+        self._rotations = Rotations()
+        self._failovers: Failovers | None = None
         self._opened = 0
         self._reauthenticated = 0
         self._last_auth: float | None = None
@@ -185,10 +202,15 @@ class Demo:
         the client raise. Cancelling it ends it at once and leaves nothing behind.
         """
         self._notice("starting the emulator: an Entra authority and a Redis that enforces tokens")
-        async with Emulator(token_lifetime=self.options.token_lifetime) as emulator:
+        async with Emulator(
+            profile=self.options.profile,  # type: ignore[arg-type]  # checked where it was given
+            token_lifetime=self.options.token_lifetime,
+        ) as emulator:
+            if self.options.clustered:
+                self._failovers = Failovers(emulator, self._notice)
             self.phase = Phase.CONNECTING
             self._notice(
-                f"{emulator.server_version} answers at {emulator.url}, "
+                f"{emulator.server_version} answers at {emulator.url} ({emulator.profile}), "
                 f"the authority at {emulator.authority}"
             )
             principal = emulator.service_principal
@@ -205,7 +227,7 @@ class Demo:
                 self._client_factory(
                     emulator.url,
                     token_source=self._source,
-                    cluster=False,
+                    cluster=self.options.clustered,
                     ssl_ca_certs=emulator.ca_file,
                     on_event=self._on_event,
                 ) as self._client,
@@ -227,8 +249,14 @@ class Demo:
             f"{options.workers} workers begin; {options.rotations} rotations of tokens that live "
             f"{options.token_lifetime:g} s take about {options.expected:.0f} s"
         )
-        await self._workload.run(self._until_enough())
+        await self._workload.run(self._until_settled())
         self._load_ended = perf_counter()
+
+    async def _until_settled(self) -> None:
+        await self._until_enough()
+        if self._failovers is not None:
+            await self._failovers.settled()
+            self._disagreements += self._failovers.failures
 
     async def _until_enough(self) -> None:
         try:
@@ -236,7 +264,7 @@ class Demo:
                 await self._enough.wait()
         except TimeoutError:
             self._disagreements.append(
-                f"only {self._rotations} of {self.options.rotations} rotations within "
+                f"only {self._rotations.count} of {self.options.rotations} rotations within "
                 f"{self.options.patience:.0f} s"
             )
         if self._interrupted is None:
@@ -279,8 +307,11 @@ class Demo:
                     f"token version {event.version} was acquired in {_ms(event.acquired_in)} "
                     f"and lives {event.lifetime:.1f} s"
                 )
+                if self._failovers is not None and self.phase is Phase.LOAD:
+                    self._failovers.begin()
             case ConnectionOpened():
                 self._opened += 1
+                self._rotations.opened(event.connection, event.token_version or 0)
                 self._recorder.rotated(perf_counter(), event.connect_seconds)
                 self._notice(
                     f"{event.connection} opened and signed in with token version "
@@ -291,22 +322,32 @@ class Demo:
                 self._last_auth = event.latency
                 self._recorder.rotated(perf_counter(), event.latency)
                 self._rotated(
+                    self._rotations.changed(event.connection, event.token_version),
                     f"{event.connection} took token version {event.token_version}, "
-                    f"AUTH answered in {_ms(event.latency)}"
+                    f"AUTH answered in {_ms(event.latency)}",
                 )
             case ConnectionReplaced():
-                self._rotated(f"{event.new} took over from {event.old}: {event.reason}")
-            case ConnectionClosed() if event.error is not None:
-                self._notice(f"{event.connection} was lost: {event.error}")
+                self._rotated(
+                    self._rotations.closed(event.old),
+                    f"{event.new} took over from {event.old}: {event.reason}",
+                )
+            case ConnectionClosed():
+                if event.error is not None:
+                    self._notice(f"{event.connection} was lost: {event.error}")
+                self._rotated(self._rotations.closed(event.connection), "")
             case ReauthenticationFailed():
                 self._notice(f"{event.connection} kept its former token: {event.error}")
             case RefreshFailed():
                 self._notice(f"no newer token, next try in {event.next_attempt_in:.1f} s")
 
-    def _rotated(self, how: str) -> None:
-        self._rotations += 1
-        self._notice(f"rotation {self._rotations} of {self.options.rotations}: {how}")
-        if self._rotations >= self.options.rotations:
+    def _rotated(self, all_have: bool, how: str) -> None:
+        """Tell ``how`` a connection got on, and whether all have the newest token by that."""
+        rotations = self._rotations.count
+        if all_have and how:
+            how = f"rotation {rotations} of {self.options.rotations}: {how}"
+        if how:
+            self._notice(how)
+        if rotations >= self.options.rotations:
             self._enough.set()
 
     def _notice(self, text: str) -> None:
@@ -341,7 +382,8 @@ class Demo:
             token_lifetime=token.lifetime if token is not None else None,
             connections=len(connections),
             connections_opened=self._opened,
-            rotations=self._rotations,
+            rotations=self._rotations.count,
+            failovers=self._failovers.count if self._failovers is not None else None,
             last_auth=self._last_auth,
             commands=commands,
             rate=self._rate(now, commands) if self._load_begun is not None else None,
@@ -371,7 +413,7 @@ class Demo:
             seconds=seconds,
             commands=workload.commands if workload is not None else 0,
             failures=workload.failures if workload is not None else 0,
-            rotations=self._rotations,
+            rotations=self._rotations.count,
             connections_opened=self._opened,
             inside=self._recorder.inside.summary(),
             outside=self._recorder.outside.summary(),
@@ -384,6 +426,7 @@ class Demo:
             ),
             closed_for_expiry=_closed_for_expiry(log) if log is not None else None,
             tokens=len(log.tokens) if log is not None else None,
+            failovers=self._failovers.count if self._failovers is not None else None,
         )
 
 

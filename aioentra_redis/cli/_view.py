@@ -166,6 +166,8 @@ class LiveView:
     def _rows(self, snapshot: Snapshot) -> Iterator[tuple[str, RenderableType]]:
         yield "token", self._token(snapshot)
         yield "rotations", self._rotations(snapshot)
+        if snapshot.failovers is not None:
+            yield "failovers", f"{snapshot.failovers}, one with every new token"
         yield (
             "connections",
             f"{snapshot.connections} open, {snapshot.connections_opened} opened so far",
@@ -226,6 +228,8 @@ def summary(report: Report) -> Group:
     )
     rows.add_row("failures", Text(f"{report.failures:,}", _verdict_style(report.failures == 0)))
     rows.add_row("rotations", f"{report.rotations} of {options.rotations}")
+    if report.failovers is not None:
+        rows.add_row("failovers", f"{report.failovers}")
     rows.add_row("connections opened", f"{report.connections_opened}")
     if report.auths is not None:
         rows.add_row(
@@ -263,10 +267,10 @@ def _verdict(report: Report) -> Iterator[Text]:
     if report.interrupted is not None:
         yield Text("Interrupted: the figures are those until then.", "yellow")
     elif report.exit_status == 0:
-        yield Text(
-            f"No command failed while the token changed {plural(report.rotations, 'time')}.",
-            "green",
-        )
+        what = f"the token changed {plural(report.rotations, 'time')}"
+        if report.failovers is not None:
+            what += f" and {plural(report.failovers, 'replica')} took over from their primaries"
+        yield Text(f"No command failed while {what}.", "green")
     else:
         yield Text("The demo failed.", "bold red")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -15,13 +14,14 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from io import StringIO
 from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from support.command_line import COMMAND, assert_gone, descendants, run, running
 
 from aioentra_redis import EntraRedis, TokenSource, connect
 from aioentra_redis.cli._demo import DemoOptions
@@ -29,68 +29,7 @@ from aioentra_redis.cli._perform import perform
 
 pytestmark = pytest.mark.emulator
 
-COMMAND = [sys.executable, "-m", "aioentra_redis.cli"]
 SHORT = ["--rotations", "2", "--token-lifetime", "2"]
-
-
-# ------------------------------------------------------------------------------- processes
-
-
-def descendants(pid: int) -> set[int]:
-    """The process IDs of everything that a process has started, directly or not."""
-    listing = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
-    ).stdout
-    parents = dict(map(int, line.split()) for line in listing.splitlines())
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    # A zombie has ended; only its parent, which may be the container's init, has not looked.
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
-    return state.stdout.strip()[:1] not in ("", "Z")
-
-
-def assert_gone(pids: set[int]) -> None:
-    deadline = time.monotonic() + 5.0
-    while (left := {pid for pid in pids if alive(pid)}) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not left
-
-
-@contextlib.contextmanager
-def running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A command with pipes, killed at the end if it has not ended by itself."""
-    with subprocess.Popen(
-        [*COMMAND, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=50,
-    )
 
 
 # ------------------------------------------------------------------------------- the demo
@@ -123,7 +62,12 @@ def test_demo_as_json():
     ended = run("demo", *SHORT, "--workers", "7", "--json")
     assert ended.returncode == 0, ended.stderr
     report = json.loads(ended.stdout)
-    assert report["options"] == {"workers": 7, "rotations": 2, "token_lifetime": 2.0}
+    assert report["options"] == {
+        "workers": 7,
+        "rotations": 2,
+        "token_lifetime": 2.0,
+        "profile": "acr",
+    }
     assert report["failures"] == report["closed_for_expiry"] == report["auths_refused"] == 0
     assert report["auths"] == report["tokens"] == 3
     assert report["commands"] == report["inside"]["commands"] + report["outside"]["commands"]

@@ -24,6 +24,8 @@ from aioentra_redis.emulator import AuthAttempt, ConnectionClose, Log
 
 OPENED = ConnectionOpened("connection-1", "localhost", 1, 0.05)
 REAUTHENTICATED = Reauthenticated("connection-1", "localhost", 2, 0.002)
+AGAIN = Reauthenticated("connection-1", "localhost", 3, 0.002)
+SECOND = ConnectionOpened("connection-2", "localhost", 2, 0.05)
 
 
 def log(*, accepted: int = 0, refused: int = 0, expired: int = 0) -> Log:
@@ -54,24 +56,45 @@ def told(*events: Event) -> tuple[Demo, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("event", "text"),
+    ("events", "text"),
     [
-        (TokenPublished("s", 2, "oid", 0.0, 4.0, 0.01), "token version 2 was acquired in 10.0 ms"),
-        (OPENED, "connection-1 opened and signed in with token version 1 in 50.0 ms"),
-        (REAUTHENTICATED, "rotation 1 of 2: connection-1 took token version 2"),
-        (ConnectionReplaced("a", "b", "h", "slow"), "rotation 1 of 2: b took over from a: slow"),
-        (ConnectionClosed("a", "h", OSError("reset")), "a was lost: reset"),
-        (ReauthenticationFailed("a", "h", 2, OSError("no")), "a kept its former token: no"),
         (
-            RefreshFailed("s", OSError("no"), 3, 1.0, TokenState.DEGRADED),
+            [TokenPublished("s", 2, "oid", 0.0, 4.0, 0.01)],
+            "token version 2 was acquired in 10.0 ms",
+        ),
+        ([OPENED], "connection-1 opened and signed in with token version 1 in 50.0 ms"),
+        ([OPENED, REAUTHENTICATED], "rotation 1 of 2: connection-1 took token version 2"),
+        (
+            [OPENED, SECOND, ConnectionReplaced("connection-1", "connection-2", "h", "slow")],
+            "rotation 1 of 2: connection-2 took over from connection-1: slow",
+        ),
+        ([ConnectionClosed("a", "h", OSError("reset"))], "a was lost: reset"),
+        ([ReauthenticationFailed("a", "h", 2, OSError("no"))], "a kept its former token: no"),
+        (
+            [RefreshFailed("s", OSError("no"), 3, 1.0, TokenState.DEGRADED)],
             "no newer token, next try in 1.0 s",
         ),
     ],
 )
-async def test_each_event_is_told(event: Event, text: str):
-    _, notices = told(event)
-    assert len(notices) == 1
-    assert notices[0].startswith(text)
+async def test_each_event_is_told(events: list[Event], text: str):
+    _, notices = told(*events)
+    assert len(notices) == len(events)
+    assert notices[-1].startswith(text)
+
+
+async def test_a_rotation_is_over_when_all_connections_have_the_token():
+    other = ConnectionOpened("connection-2", "localhost", 1, 0.05)
+    demo, notices = told(OPENED, other, REAUTHENTICATED)
+    assert demo.snapshot().rotations == 0
+    assert notices[-1].startswith("connection-1 took token version 2")
+    demo._on_event(ConnectionOpened("connection-3", "localhost", 2, 0.05))
+    demo._on_event(ConnectionClosed("connection-2", "localhost", None))
+    assert demo.snapshot().rotations == 1
+    demo._on_event(AGAIN)
+    assert demo.snapshot().rotations == 1
+    demo._on_event(Reauthenticated("connection-3", "localhost", 3, 0.002))
+    assert demo.snapshot().rotations == 2
+    assert demo._enough.is_set()
 
 
 async def test_a_connection_that_we_closed_is_no_news():
@@ -79,7 +102,7 @@ async def test_a_connection_that_we_closed_is_no_news():
 
 
 async def test_counts():
-    demo, _ = told(OPENED, REAUTHENTICATED, REAUTHENTICATED)
+    demo, _ = told(OPENED, REAUTHENTICATED, AGAIN)
     snapshot = demo.snapshot()
     assert (snapshot.rotations, snapshot.connections_opened) == (2, 1)
     assert snapshot.last_auth == 0.002

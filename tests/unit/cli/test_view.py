@@ -175,6 +175,20 @@ def test_summary():
     ]
 
 
+def test_failovers_are_shown_where_there_are_any():
+    text = frame(LiveView(console(), DemoOptions(profile="amr-oss")))
+    assert "failovers" not in text
+    snapshot = dataclasses.replace(SNAPSHOT, failovers=2)
+    assert "2, one with every new token" in frame(LiveView(console(), DemoOptions()), snapshot)
+    text = plain(summary(dataclasses.replace(REPORT, failovers=3)))
+    assert "failovers           3\n" in text
+    assert (
+        "No command failed while the token changed 5 times and 3 replicas took over from their "
+        "primaries."
+    ) in " ".join(text.split())
+    assert "failovers" not in plain(summary(REPORT))
+
+
 def test_summary_of_failures():
     report = dataclasses.replace(
         REPORT, failures=2, reasons={"GET raised [x]": 2}, disagreements=("too few rotations",)
