@@ -234,9 +234,9 @@ class ClusterCommands(RedisCluster):
         """On the nodes that were named, or that redis-py names: one, or several at once."""
         name = args[0] if isinstance(args[0], str) else name_of(args[0])
         flag = options.get("target_nodes") or flag_of(self, name)
-        if flag == self.DEFAULT_NODE and name not in self.result_callbacks:
+        if flag == self.DEFAULT_NODE:
             options.pop("target_nodes", None)
-            return await self._travel(plan, args, options, self.nodes_manager.any_node)
+            return await self._on_any_node(plan, name, args, options)
         if isinstance(flag, str) and "target_nodes" in options:
             options["target_nodes"] = nodes = self._flagged(flag)
             if not nodes:
@@ -246,6 +246,22 @@ class ClusterCommands(RedisCluster):
         # Whoever has wrapped it has been led through already.
         way = unwrapped(RedisCluster, "execute_command")
         return await way(self, name, *args[1:], **options)
+
+    async def _on_any_node(
+        self, plan: Plan, name: str, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        """On the default node, or on another primary if that can't be reached."""
+        chosen: list[Node] = []
+
+        def choose() -> Node:
+            chosen.append(self.nodes_manager.any_node())
+            return chosen[-1]
+
+        reply = await self._travel(plan, args, options, choose)
+        callback = self.result_callbacks.get(name)
+        if callback is None:
+            return reply
+        return callback(name, {chosen[-1].name: reply}, **options)
 
     def _flagged(self, flag: str) -> list[Any]:
         """The nodes that a node flag stands for; raises redis-py's TypeError for another word."""

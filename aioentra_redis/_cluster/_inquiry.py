@@ -9,6 +9,7 @@ from typing import Final
 from redis import exceptions as redis_exceptions
 
 from .._multiplex._ending import ignore_outcome
+from .._redaction import again
 from ..errors import (
     ClusterModeError,
     ClusterUnreachableError,
@@ -42,7 +43,7 @@ async def ask(nodes: Iterable[Node], locate: Locate) -> tuple[Shape, Node]:
     waiting = list(nodes)
     running: dict[asyncio.Task[Shape], Node] = {}
     best: tuple[Shape, Node] | None = None
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
     try:
         while waiting or running:
             if waiting:
@@ -59,21 +60,20 @@ async def ask(nodes: Iterable[Node], locate: Locate) -> tuple[Shape, Node]:
                 break  # those who know more, if any, take too long
             for task in done:
                 node = running.pop(task)
-                try:
-                    shape = task.result()
-                except Exception as exc:
-                    failures.append(exc)
+                if (error := task.exception()) is not None:
+                    failures.append(error)
                     continue
+                shape = task.result()
                 if best is None or shape.covered > best[0].covered:
                     best = shape, node
             if best is not None and best[0].is_whole:
                 break
+        if best is None:
+            raise _unreachable(failures)
+        return best
     finally:
         for task in running:
             task.cancel()
-    if best is None:
-        raise _unreachable(failures)
-    return best
 
 
 async def _answer(node: Node, locate: Locate) -> Shape:
@@ -93,16 +93,16 @@ async def _answer(node: Node, locate: Locate) -> Shape:
     return shape_of(reply, lambda advertised: locate(advertised, node))
 
 
-def _unreachable(failures: list[Exception]) -> Exception:
-    """The error for an inquiry that nobody has answered."""
+def _unreachable(failures: list[BaseException]) -> BaseException:
+    """The error for an inquiry that nobody has answered; never one that a frame refers to."""
     for failure in failures:
         if isinstance(
             failure, (TokenError, SignInRefusedError, LifecycleError, TypeError, ValueError)
         ):
-            return failure
+            return again(failure)
     last = failures[-1]
     if isinstance(last, redis_exceptions.RedisClusterException):
-        return last
+        return again(last)
     error = ClusterUnreachableError(
         f"Redis Cluster cannot be connected. Please provide at least one reachable node: {last}",
         stage=getattr(last, "stage", "tcp"),

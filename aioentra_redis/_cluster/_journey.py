@@ -18,7 +18,7 @@ from redis import exceptions as redis_exceptions
 from .._recovery import maybe_executed
 from .._redaction import again
 from .._redis_py import retry_delays
-from ..errors import ClosedError, ConnectError, ConnectTimeoutError
+from ..errors import ClosedError, ConnectError, ConnectionLostError, ConnectTimeoutError
 from ._nodes import Node, NotConnectedError
 from ._redirects import Action, Redirect, judge
 from ._topology import Topology
@@ -31,6 +31,12 @@ FREE_REDIRECTS: Final = 3
 FIRST_PAUSE: Final = 0.01
 LAST_PAUSE: Final = 0.25
 """Seconds until a command is sent again that was refused: doubled from the first to the last."""
+
+
+_FAILURES: Final = (
+    redis_exceptions.RedisError,
+    redis_exceptions.SlotNotCoveredError,  # which is none
+)
 
 
 class Start:
@@ -103,7 +109,7 @@ class Journey:
                     except NotConnectedError:
                         if not await self._usable(node) and not asking:
                             node = None
-                except redis_exceptions.RedisError as exc:
+                except _FAILURES as exc:
                     self._failure = exc
                 except ClosedError as exc:
                     if self._topology.closed or node is None or not node.retired:
@@ -194,7 +200,8 @@ class Journey:
             return True
         if changed in done:
             return False
-        raise self._too_late(self._last or _no_answer(node))
+        silent = ConnectionLostError(f"{node.name} has not answered yet")
+        raise self._too_late(self._last or node.multiplexed.last_error or silent)
 
     async def _change(self, patience: float) -> None:
         """Wait until slots have another owner, but no longer than ``patience``."""
@@ -230,9 +237,3 @@ class Journey:
             return failure
         error.__cause__ = failure
         return error
-
-
-def _no_answer(node: Node) -> ConnectTimeoutError:
-    return ConnectTimeoutError(
-        f"{node.name} has not answered yet", stage="tcp", host=node.host, port=node.port
-    )

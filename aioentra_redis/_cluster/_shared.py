@@ -39,6 +39,8 @@ class SharedWork:
             raise
         except Exception as exc:
             raise again(exc) from exc.__cause__
+        finally:
+            del task  # it refers to its error, and the error to this frame
 
     def _over(self, task: asyncio.Task[None]) -> None:
         self._task = None

@@ -272,7 +272,8 @@ class Topology(TopologyBase):
                 await self.refresh()
             except (redis_exceptions.RedisError, OSError, LifecycleError) as exc:
                 level = self._repeats.level(logging.WARNING, type(exc), time.monotonic())
-                logger.log(level, "the topology could not be refreshed: %s", exc)
+                # Its text: a handler that keeps records would keep its frames, and so us.
+                logger.log(level, "the topology could not be refreshed: %s", str(exc))
             else:
                 self._repeats.over()
             if not self._wanting:
