@@ -12,6 +12,7 @@ from ._event_streams import EventStream
 from ._events import (
     AcquisitionEnded,
     AuthTrigger,
+    AzureMaintenance,
     BreakerClosed,
     BreakerOpened,
     ConnectionClosed,
@@ -65,6 +66,7 @@ from .errors import (
 __all__ = [
     "AcquisitionEnded",
     "AuthTrigger",
+    "AzureMaintenance",
     "BreakerClosed",
     "BreakerOpened",
     "ClosedError",

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import redis.asyncio
 
+from ._azure_events import AzureEvents
 from ._commands import Commands
 from ._dedicated import DedicatedConnections, dedicated_of
 from ._event_streams import EventStream, EventStreams
@@ -71,6 +72,8 @@ class EntraRedis(Commands):
     - ``on_event``: called with every event of the client and its token source, in the loop and
       at the very moment, so it should return at once; what it raises is logged and changes
       nothing. :meth:`events` is the same as an iterator;
+    - ``azure_events`` (False): listen to Azure's channel of maintenance announcements, on one more
+      connection, and tell of each message as an :class:`AzureMaintenance` event;
     - ``allow_plaintext``, ``allow_insecure_tls`` (False): lift a rule about tokens, see the errors
       that they lift;
 
@@ -93,6 +96,7 @@ class EntraRedis(Commands):
         max_dedicated_connections: int | None = None,
         on_event: EventCallback | None = None,
         routes: Mapping[str, str] | None = None,
+        azure_events: bool = False,
         allow_plaintext: bool = False,
         allow_insecure_tls: bool = False,
         **kwargs: Any,
@@ -104,6 +108,7 @@ class EntraRedis(Commands):
         self._stop_listening: list[Callable[[], None]] = []
         self._streams = EventStreams()
         self._subscribers = SubscriberPool()
+        self._azure: AzureEvents | None = None
         check_sign_in(token_source, credential)
         times = given_seconds(recovery_timeout=recovery_timeout, close_timeout=close_timeout)
         if token_source is not None and not isinstance(token_source, TokenSource):
@@ -157,6 +162,8 @@ class EntraRedis(Commands):
             self._dedicated = dedicated_of(pool, self._hub)
         if signs_in is not None:
             self._count_as_client(signs_in)
+        if azure_events:
+            self._azure = AzureEvents(self.pubsub, self._hub, pool_endpoint(pool)[0])
         self._listen()
 
     def _share(self) -> None:
@@ -261,6 +268,8 @@ class EntraRedis(Commands):
 
     async def _close(self, close_connection_pool: bool | None) -> None:
         try:
+            if self._azure is not None:
+                await self._azure.aclose()
             await self._subscribers.aclose()
             if self._multiplexed is not None:
                 await self._multiplexed.let_go()
@@ -280,6 +289,8 @@ class EntraRedis(Commands):
     def _listen(self) -> None:
         if self._on_event is not None:
             self._stop_listening.append(self._hub.listen(self._on_event))
+        if self._azure is not None:
+            self._stop_listening.append(self._hub.listen(self._azure.heard))
 
     def _stop_events(self) -> None:
         for stop in self._stop_listening:
@@ -335,7 +346,7 @@ class EntraRedis(Commands):
         clone._plans = {}
         clone.response_callbacks = self._callbacks
         clone._subscribers = SubscriberPool()
-        clone._owned_source = clone._closing = clone._on_event = None
+        clone._owned_source = clone._closing = clone._on_event = clone._azure = None
         clone._stop_listening = []
         clone._streams = EventStreams()
         clone.auto_close_connection_pool = False
@@ -413,6 +424,8 @@ class EntraRedis(Commands):
         if not hasattr(self, "_stop_listening"):
             return  # a call with wrong arguments: __init__ never ran
         self._stop_events()
+        if self._azure is not None:
+            self._azure.abandon()
         if self._abandon():
             _warn(f"unclosed client {self!r}", ResourceWarning, source=self)
         super().__del__(*args)
@@ -420,5 +433,5 @@ class EntraRedis(Commands):
 
 _OWN_KEYWORDS = (
     *("token_source", "credential", "recovery_timeout", "close_timeout", "on_event", "routes"),
-    *("allow_plaintext", "allow_insecure_tls"),
+    *("azure_events", "allow_plaintext", "allow_insecure_tls"),
 )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 __all__ = [
     "AcquisitionEnded",
     "AuthTrigger",
+    "AzureMaintenance",
     "BreakerClosed",
     "BreakerOpened",
     "ConnectionClosed",
@@ -208,6 +209,25 @@ class MaintenanceAnnounced(Event):
     target: str | None = None
     slots: str | None = None
     moves: tuple[tuple[str, str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AzureMaintenance(Event):
+    """Azure has announced maintenance of a cache on the channel ``AzureRedisEvents``.
+
+    ``notification`` is Azure's word, such as ``"NodeMaintenanceStarting"``, "" if it gave none;
+    ``starts_at`` is in seconds since the epoch, the rest says which node it is about; what was not
+    said is None. ``text`` is the message as it came, whose form may change.
+    """
+
+    host: str
+    notification: str
+    starts_at: float | None
+    is_replica: bool | None
+    address: str | None
+    ssl_port: int | None
+    non_ssl_port: int | None
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What servers say of their maintenance: out-of-band messages of the RESP3 protocol.
+"""What servers say of their maintenance: out-of-band messages of RESP3, and Azure's channel.
 
 ::
 
@@ -7,19 +7,30 @@
     FAILING_OVER <sequence> <seconds>      FAILED_OVER  <sequence>
     SMIGRATING   <sequence> <slots>        SMIGRATED    <sequence> [[<from> <to> <slots>] ...]
 
+On its channel Azure writes names and values in turn, in an order and with a case that differ::
+
+    NotificationType|NodeMaintenanceStarting|StartTimeInUTC|2026-11-22T10:00:00|IsReplica|False|
+    IPAddress||SSLPort|15001|NonSSLPort|13001
+
 Read tolerantly: what is missing or has another form is left out, and nothing ever raises. A
 message of a kind that is not known is no notice.
 """
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-from ._events import MaintenanceAnnounced, MaintenanceKind
+from ._events import AzureMaintenance, MaintenanceAnnounced, MaintenanceKind
 
-__all__ = ["notice_in"]
+__all__ = ["AZURE_CHANNEL", "azure_event_in", "notice_in"]
+
+AZURE_CHANNEL: Final = "AzureRedisEvents"
+
+LONGEST_TEXT: Final = 2000
+"""Characters of a message that are kept."""
 
 _K = MaintenanceKind
 _WITH_SECONDS = (_K.MOVING, _K.MIGRATING, _K.FAILING_OVER)
@@ -67,3 +78,36 @@ def _number(word: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def azure_event_in(message: Any, *, host: str) -> AzureMaintenance:
+    """What a message on Azure's channel says of the cache at ``host``."""
+    text = (_text(message) or "")[:LONGEST_TEXT]
+    words = [word.strip() for word in text.split("|")]
+    said = {name.lower(): value for name, value in zip(words[::2], words[1::2], strict=False)}
+    return AzureMaintenance(
+        host,
+        said.get("notificationtype", ""),
+        _moment(said.get("starttimeinutc", "")),
+        {"true": True, "false": False}.get(said.get("isreplica", "").lower()),
+        said.get("ipaddress") or None,
+        _port(said.get("sslport")),
+        _port(said.get("nonsslport")),
+        text,
+    )
+
+
+def _moment(text: str) -> float | None:
+    """Seconds since the epoch; a time without a zone is in UTC, as the name says."""
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=datetime.UTC)
+        return moment.timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _port(word: str | None) -> int | None:
+    number = _number(word)
+    return int(number) if number is not None and 0 < number < 1 << 16 else None

@@ -33,8 +33,8 @@ LEVELS: tuple[frozenset[str], ...] = tuple(
         " _multiplex._session",
         "_multiplex",
         "_health _mode _plans _recovery _renewal",
-        "_blocking _client _commands _dedicated _held _lease _losses _pipeline _pubsub"
-        " _subscriber_connection _transactions",
+        "_azure_events _blocking _client _commands _dedicated _held _lease _losses _pipeline"
+        " _pubsub _subscriber_connection _transactions",
         "_cluster _adapters",
         "_connect",
         "fastapi cli",
