@@ -25,6 +25,7 @@ from .._redis_py import (
     NEVER_DECODE,
     NodeBase,
     command_options,
+    forget_pool,
     give_back_now,
     lead_to,
     lease_now,
@@ -305,6 +306,7 @@ class Node(NodeBase):
         self.retired = True
         if self._client is not None:
             await self._client.aclose()
+            forget_pool(self._client.connection_pool)
 
     def abandon(self) -> bool:
         """Let go of everything, from any thread; whether anything was open."""

@@ -351,7 +351,11 @@ class Engine:
     # -- the end ---------------------------------------------------------------------------------
 
     def connection_lost(self, make_error: Callable[[bool], ConnectionLostError]) -> None:
-        """Give every waiter an error of its own; ``make_error`` is told whether it was written."""
+        """Give every waiter an error of its own; ``make_error`` is told whether it was written.
+
+        Nothing is received any more.
+        """
+        self._on_push = _ignore  # the owner's method: nothing is to refer to who is gone
         written, unwritten = self._queue, self._unwritten_waiters
         self._queue = deque()
         self._unwritten, self._unwritten_waiters = [], []
@@ -361,6 +365,10 @@ class Engine:
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_exception(make_error(was_written))
+
+
+def _ignore(_push: Any) -> None:
+    """A push that comes when all is over."""
 
 
 def _whose(waiter: Waiter) -> Waiter:

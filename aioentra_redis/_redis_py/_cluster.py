@@ -22,6 +22,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.cluster import PRIMARY, REPLICA, SLOT_ID, LoadBalancingStrategy, get_node_name
 from redis.commands import READ_COMMANDS
 
+from ._maintenance import forget_pool
 from ._pools import default_to_no_retries, limit_connections
 from ._sign_in import SignIn
 
@@ -37,6 +38,7 @@ __all__ = [
     "annotate_in_pipeline",
     "annotate_in_transaction",
     "flag_of",
+    "forget_pool",
     "give_back_now",
     "has_policy",
     "key_range",
@@ -131,7 +133,9 @@ def template_pool(
         limit = given["max_connections"]
     limit_connections(options, limit)
     options["host"] = NOWHERE  # a pool with maintenance notifications wants one
-    return redis.asyncio.ConnectionPool(connection_class=kind, **options)
+    pool = redis.asyncio.ConnectionPool(connection_class=kind, **options)
+    forget_pool(pool)
+    return pool
 
 
 def node_pool(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from ..errors import ConnectTimeoutError
 from ._asking import ask_with_the_sign_in
 from ._commands import packer
-from ._maintenance import dispatch, patience_of
+from ._maintenance import dispatch, forget_connection, patience_of
 from ._sign_in import SignIn, let_go_of, no_answer
 from ._telemetry import Address
 
@@ -56,6 +56,8 @@ class Dialed:
     handshake_seconds: float
     not_enough: object = NOT_ENOUGH_DATA
     push_type: type | None = _PUSH
+    kept: bool = True
+    """Whether somebody uses ``connection`` when it has been released: its owner leased it."""
 
     @property
     def socket_timeout(self) -> float | None:
@@ -108,6 +110,8 @@ class Dialed:
         connection = self.connection
         connection._parser.on_disconnect()
         connection._writer = connection._reader = None
+        if not self.kept:
+            forget_connection(connection)
 
     async def dispatch_push(self, push: Any) -> None:
         """Hand an out-of-band message (maintenance, invalidation) to redis-py's own handlers."""
@@ -133,7 +137,7 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
     started = loop.time()
     opened = _keep_what_opens(connection)
     try:
-        with ask_with_the_sign_in(connection, pool):
+        with _refusals_free_of_frames(connection), ask_with_the_sign_in(connection, pool):
             await connection.connect()
     except BaseException as exc:
         _drop(connection, opened)
@@ -147,7 +151,9 @@ async def dial(pool: redis.asyncio.ConnectionPool) -> Dialed:
     finally:
         del connection._connect
     connection.socket_timeout = socket_timeout
-    return _dialed(connection, loop.time() - getattr(connection, "transport_ready_at", started))
+    dialed = _dialed(connection, loop.time() - getattr(connection, "transport_ready_at", started))
+    dialed.kept = False
+    return dialed
 
 
 def take_over(connection: Any) -> Dialed:
@@ -202,6 +208,29 @@ def _keep_what_opens(connection: Any) -> list[asyncio.StreamWriter]:
 
     connection._connect = connect
     return opened
+
+
+@contextlib.contextmanager
+def _refusals_free_of_frames(connection: Any) -> Iterator[None]:
+    """Have what the server refuses in the handshake not refer to the frame that read it.
+
+    That frame of redis-py's refers back, and to the connection: with a server that knows no
+    maintenance notifications each connection would stay until a garbage collection.
+    """
+    read = connection.read_response
+
+    async def read_response(*args: Any, **options: Any) -> Any:
+        try:
+            return await read(*args, **options)
+        except redis_exceptions.ResponseError as refusal:
+            refusal.__traceback__ = None
+            raise
+
+    connection.read_response = read_response
+    try:
+        yield
+    finally:
+        vars(connection).pop("read_response", None)
 
 
 def _drop(connection: Any, opened: list[asyncio.StreamWriter]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ._capabilities import has
 
-__all__ = ["dispatch", "patience_of"]
+__all__ = ["dispatch", "forget_connection", "forget_pool", "patience_of"]
 
 logger = logging.getLogger("aioentra_redis.connection")
 
@@ -70,3 +70,40 @@ def patience_of(connection: Any) -> float | None:
     else:
         usual = handler.pool.connection_kwargs.get("orig_socket_timeout")
     return None if seconds is None or usual is None else max(seconds, usual)
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+_PUSH_HANDLERS = (
+    "invalidation_push_handler_func",
+    "maintenance_push_handler_func",
+    "node_moving_push_handler_func",
+    "oss_cluster_maint_push_handler_func",
+    "pubsub_push_handler_func",
+)
+_HANDLERS = ("_maint_notifications_connection_handler", "_maint_notifications_pool_handler")
+
+
+def forget_connection(connection: Any) -> None:
+    """Undo that a connection and its handlers refer to each other; it must not be used any more.
+
+    It is to be gone at once, not when the garbage collector comes by.
+    """
+    _set_to_none(connection, _HANDLERS)
+    parser = getattr(connection, "_parser", None)  # a class of the user's may have none
+    if parser is not None:
+        _set_to_none(parser, _PUSH_HANDLERS)
+
+
+def forget_pool(pool: Any) -> None:
+    """Undo that a pool and its handler refer to each other, and forget what it holds, likewise."""
+    pool.connection_kwargs.pop("maint_notifications_pool_handler", None)
+    _set_to_none(pool, _HANDLERS)
+    for connection in (*pool._available_connections, *pool._in_use_connections):
+        forget_connection(connection)
+
+
+def _set_to_none(owner: Any, names: tuple[str, ...]) -> None:
+    for name in names:
+        if getattr(owner, name, None) is not None:
+            setattr(owner, name, None)

@@ -13,6 +13,7 @@ from redis.exceptions import MaxConnectionsError
 
 from ..errors import ConfigurationError
 from ._capabilities import has
+from ._maintenance import forget_connection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,7 +86,7 @@ def check_connection_options(pool: redis.asyncio.ConnectionPool) -> None:
             "entra_kwargs() is for redis-py's own clients; pass token_source= to EntraRedis"
         )
     if attached(pool) is None and pool.connection_class.__module__ in (__package__, _CONNECTIONS):
-        pool.connection_class(**pool.connection_kwargs)
+        forget_connection(pool.connection_class(**pool.connection_kwargs))
 
 
 _CONNECTIONS = AbstractConnection.__module__
