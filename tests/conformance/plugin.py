@@ -19,9 +19,11 @@ from typing import IO
 import pytest
 import pytest_asyncio
 import redis.asyncio
+import redis.asyncio.cluster
 
 from aioentra_redis import EntraRedis, EntraRedisCluster
 
+from .mocks import MockableNode, use_mockable_nodes
 from .tokens import (
     ROTATION,
     TokenClusterSignIn,
@@ -35,16 +37,23 @@ PLAIN: dict[str, type] = {
     "Redis": redis.asyncio.Redis,
     "StrictRedis": redis.asyncio.Redis,
     "RedisCluster": redis.asyncio.RedisCluster,
+    "ClusterNode": redis.asyncio.cluster.ClusterNode,
 }
 """The classes that give way, by the names under which modules know them."""
 
 CLIENTS: dict[str, dict[str, type]] = {
     "plain": PLAIN,
-    "entra": {"Redis": EntraRedis, "StrictRedis": EntraRedis, "RedisCluster": EntraRedisCluster},
+    "entra": {
+        "Redis": EntraRedis,
+        "StrictRedis": EntraRedis,
+        "RedisCluster": EntraRedisCluster,
+        "ClusterNode": MockableNode,
+    },
     "tokens": {
         "Redis": TokenSignIn,
         "StrictRedis": TokenSignIn,
         "RedisCluster": TokenClusterSignIn,
+        "ClusterNode": MockableNode,
     },
 }
 
@@ -54,6 +63,8 @@ def swap(classes: Mapping[str, type]) -> None:
 
     What was derived from it (redis-py's ``Pipeline``) keeps the class that it was derived from.
     """
+    if classes is not PLAIN:
+        use_mockable_nodes()
     for module in [each for name, each in sys.modules.items() if name.startswith("redis.")]:
         for name, ours in classes.items():
             if getattr(module, name, None) is PLAIN[name]:
