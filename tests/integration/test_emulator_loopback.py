@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import ipaddress
 import os
@@ -26,11 +27,12 @@ LISTENING = "0A"
 
 
 def family_of(process: int) -> set[int]:
-    """A process and all of its descendants."""
+    """A process and all of its descendants; some may end while one looks."""
     found = {process}
-    for task in Path(f"/proc/{process}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found |= family_of(int(child))
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{process}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found |= family_of(int(child))
     return found
 
 
