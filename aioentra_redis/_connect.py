@@ -177,11 +177,12 @@ class _Opening:
                 f"{self._where} is a cluster, whose client has no {', '.join(sorted(strange))}=: "
                 "leave that out"
             )
+        cluster = self._clusters()
+        goes_on = cluster.begin_with(client)
+        self._client = cluster
         client.own(None)
-        self._client = None
-        await client.aclose()
-        self._client = self._clusters()
-        return await self._client.start()
+        await client.aclose(close_connection_pool=not goes_on)
+        return await cluster.start()
 
     async def undo(self) -> None:
         """Close what has been made."""
@@ -269,9 +270,9 @@ def connect(
     name, and from there to redis-py.
 
     ``cluster=False`` makes an :class:`EntraRedis`, ``cluster=True`` an :class:`EntraRedisCluster`;
-    ``"auto"`` finds out: CLUSTER SLOTS goes out with the sign-in. Where the server is a cluster,
-    this first connection is closed again; keywords that only a cluster's client has wait until it
-    is known to be one. A server of the Enterprise cluster policy is a single endpoint.
+    ``"auto"`` finds out: CLUSTER SLOTS goes out with the sign-in. Keywords that only a cluster's
+    client has wait until the server is known to be one. A server of the Enterprise cluster policy
+    is a single endpoint.
 
     Raises :class:`ConfigurationError` (a ``ValueError``) for what can't work, before a byte is
     sent; a :class:`TokenError` where there is no token; a :class:`ConnectError` whose ``stage``

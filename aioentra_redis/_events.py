@@ -388,6 +388,10 @@ class EventHub:
 
         return stop
 
+    def lead_to(self, other: EventHub) -> None:
+        """Tell everything to ``other`` from now on, and to nobody else."""
+        self._listeners = [other.emit]
+
     def emit(self, event: Event) -> None:
         """Deliver ``event``; never raises."""
         for callback in tuple(self._listeners):

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from redis import exceptions as redis_exceptions
 
+from .._client import EntraRedis
 from .._event_streams import EventStream, EventStreams
 from .._events import ConnectionStatus, EventCallback, EventHub
 from .._health import PATIENCE, Health, examine
@@ -203,6 +204,17 @@ class EntraRedisCluster(ClusterCommands):
         ]
         await asyncio.gather(*(asyncio.shield(node.usable()) for node in nodes))
         return self
+
+    def begin_with(self, client: EntraRedis) -> bool:
+        """Go on with the connection by which ``client`` has found out that there is a cluster.
+
+        To be called before the first command. Returns False where that can't be, since connections
+        that may read replicas begin in another way. The client is to be closed, its pool only then.
+        """
+        if self._balances:
+            return False
+        self.nodes_manager.entry().adopt(client)
+        return True
 
     def own(self, source: TokenSource | None) -> None:
         """Close ``source`` together with this client."""

@@ -29,6 +29,7 @@ from .._redis_py import (
     give_back_now,
     lead_to,
     lease_now,
+    make_one_of,
     node_pool,
     run_last_command,
 )
@@ -257,6 +258,15 @@ class Node(NodeBase):
             client = self._client = NodeClient(self._common, pool)
             self.multiplexed = client.multiplexed
         return client
+
+    def adopt(self, client: EntraRedis) -> None:
+        """Go on with the connections of ``client``, which is for the same server."""
+        assert self._common is not None
+        pool = client.connection_pool
+        make_one_of(pool, self._common.template, self.tls_name or self.host)
+        self._client = NodeClient(self._common, pool)
+        self.multiplexed = self._client.multiplexed
+        self.multiplexed.hub.lead_to(self._common.hub)
 
     @property
     def is_connected(self) -> bool:

@@ -306,6 +306,10 @@ class Topology(TopologyBase):
         random.shuffle(order)
         return sorted(order, key=lambda node: (not node.is_connected, node.was_connected))
 
+    def entry(self) -> Node:
+        """The node at the first address of the user's."""
+        return self._entry(*self._seeds[0])
+
     def _entry(self, host: str, port: int) -> Node:
         """The node at an address of the user's, whose name may lead to any of them."""
         node = self._entries.get(name := _name(host, port))

@@ -46,6 +46,7 @@ __all__ = [
     "lead_to",
     "lease_now",
     "loosen",
+    "make_one_of",
     "node_name",
     "node_pool",
     "nodes_for",
@@ -158,6 +159,21 @@ def node_pool(
         max_connections=template.max_connections,
         **options,
     )
+
+
+def make_one_of(
+    pool: redis.asyncio.ConnectionPool, template: redis.asyncio.ConnectionPool, tls_name: str
+) -> None:
+    """Have ``pool``, which signs in like ``template``, be the one of a node of the cluster.
+
+    Its TLS context is that of all of them from now on.
+    """
+    theirs, common = (
+        each.connection_kwargs.get("credential_provider") for each in (pool, template)
+    )
+    if isinstance(theirs, SignIn) and isinstance(common, SignIn):
+        common.tls = theirs.tls
+        pool.connection_kwargs["tls_name"] = tls_name
 
 
 def lead_to(pool: redis.asyncio.ConnectionPool, host: str, port: int, tls_name: str | None) -> None:

@@ -38,7 +38,7 @@ class OneNode(Peer):
         return b"*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n" + node
 
     def known(self, *_: bytes) -> bytes:
-        one = b"*6\r\n%b:-2\r\n*0\r\n:1\r\n:1\r\n:1\r\n"
+        one = b"*10\r\n%b:-2\r\n*0\r\n:1\r\n:1\r\n:1\r\n" + 4 * b"*0\r\n"
         return b"*2\r\n" + one % bulk("get") + one % bulk("set")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from redis import exceptions as redis_exceptions
+from redis.cluster import LoadBalancingStrategy
 from support.scripted_peer import HANG, Peer, bulk
 from support.token_fakes import Clock, Credential, source_of
 
@@ -152,7 +153,8 @@ async def test_cluster_true_where_there_is_none_leaves_nothing_open(place: Place
 
 CLUSTER = b"*1\r\n*3\r\n:0\r\n:16383\r\n*3\r\n" + bulk("localhost") + b":7\r\n" + bulk("id")
 COMMANDS = b"*2\r\n" + b"".join(
-    b"*6\r\n" + bulk(name) + b":-2\r\n*0\r\n:1\r\n:1\r\n:1\r\n" for name in ("get", "set")
+    b"*10\r\n" + bulk(name) + b":-2\r\n*0\r\n:1\r\n:1\r\n:1\r\n" + 4 * b"*0\r\n"
+    for name in ("get", "set")
 )
 
 
@@ -173,24 +175,37 @@ async def test_a_cluster_gets_a_client_for_clusters(place: Place, cluster: Any):
         assert await client.set("key", "value")
         assert await client.get("key") == b"value"
         source = client.token_source
-        # The one that found out is closed.
-        assert len(place.peer.open) == 1
+        # The one that has found out goes on.
+        assert len(place.peer.open) == len(place.peer.connections) == 1
         assert len(client.auth_status()) == 1
     assert source is not None
     assert source.state.value == "closed"
     assert len(place.credential.calls) == 1
     assert place.peer.open == []
     kinds = [type(event) for event in events]
-    assert kinds.count(ConnectionOpened) == kinds.count(ConnectionClosed)
-    assert kinds.count(TokenPublished) == 1
+    for each in (ConnectionOpened, ConnectionClosed, TokenPublished):
+        assert kinds.count(each) == 1
+
+
+@virtual_time
+async def test_where_replicas_are_read_the_first_connection_is_closed_again(place: Place):
+    place.peer.script.update(CLUSTER=lambda *_: CLUSTER, COMMAND=lambda *_: COMMANDS)
+    balanced: Any = {"load_balancing_strategy": LoadBalancingStrategy.ROUND_ROBIN}
+    connecting = connect(URL, credential=place.credential, **balanced)
+    async with connecting as client:
+        assert isinstance(client, EntraRedisCluster)
+        assert await client.get("key") is None
+        assert len(place.peer.connections) == 2
+        assert len(place.peer.open) == 1
+    assert place.peer.open == []
 
 
 @virtual_time
 async def test_keywords_for_clusters_are_no_matter_where_there_is_none(place: Place):
-    options: Any = {"read_from_replicas": True, "node_tls_names": "advertised"}
+    options: Any = {"reinitialize_steps": 3, "node_tls_names": "advertised"}
     async with connect(URL, credential=place.credential, **options) as client:
         assert isinstance(client, EntraRedis)
-    with pytest.raises(TypeError, match="read_from_replicas"):
+    with pytest.raises(TypeError, match="reinitialize_steps"):
         await connect(URL, credential=place.credential, cluster=False, **options)
 
 
