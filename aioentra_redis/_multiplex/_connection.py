@@ -1,9 +1,8 @@
 """The multiplexed connection: keeps one authenticated session at hand, whatever happens to it.
 
-It opens the first session and the next one after a loss, replaces a session make-before-break
-where that is asked for, runs each session's re-authentication task, and closes them all. Commands
-find the current one in ``session`` and submit to it directly; ``admit`` is for when there is none
-or it is congested.
+It opens sessions, one after a loss and make-before-break where that is asked for, runs each one's
+re-authentication task, and closes them all. Commands submit to the current one, ``session``,
+directly; ``admit`` is for when there is none or it is congested.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from ._ending import see_off
 from ._moves import Moves
 from ._outage import Outage
 from ._reauth import Reauthenticator, keep_running
-from ._session import Session
+from ._session import FEW, Session
 
 if TYPE_CHECKING:
     import redis.asyncio
@@ -88,6 +87,7 @@ class MultiplexedConnection:
         self.address: Address | None = None
         """Where the last session led; None before the first one."""
         self.source = source
+        self.few = FEW  # what its sessions take for few callers
         self._pool = weakref.ref(pool)
         self.host, self.port, self.tls = pool_endpoint(pool)
         self.follows_a_master = follows_a_master(pool)
@@ -276,6 +276,7 @@ class MultiplexedConnection:
         session = Session(await dial(pool), lambda *args: (lost() or _nobody)(*args))
         if session.closed:
             raise session.cause or ClosedError("the connection was closed at once")
+        session.few = self.few
         token = session.ledger.token
         self.hub.emit(
             ConnectionOpened(

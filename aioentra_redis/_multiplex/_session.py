@@ -116,6 +116,8 @@ class Session(Ending):
         self._gate: deque[asyncio.Future[None]] = deque()
         self._pending_bytes = 0
         self._flush_scheduled = False
+        self.few = FEW
+        """As the constant says; its owner may know better."""
         self._few_callers = True
         self._surplus = 0  # unwritten commands beyond the first of each batch
 
@@ -320,7 +322,7 @@ class Session(Ending):
             self._end(ConnectionLostError("the server closed the idle connection"))
             return
         batch = engine.data_to_send(now)
-        self._few_callers = len(batch) - self._surplus <= FEW
+        self._few_callers = len(batch) - self._surplus <= self.few
         self._surplus = 0
         size, self._pending_bytes = self._pending_bytes, 0
         if batch:

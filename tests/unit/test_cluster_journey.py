@@ -355,3 +355,21 @@ async def test_raw_replies_survive_a_detour(place: ClusterPlace):
     place.peers[2].script["GET"] = lambda *_: bulk(b"\xff")
     client = place.client(decode_responses=True)
     assert await client.execute_command("GET", place.key[1], NEVER_DECODE=True) == b"\xff"
+
+
+async def test_a_few_callers_are_waited_for(place: ClusterPlace):
+    """Each of several nodes gets a part of a turn's commands: one write for each, not one more."""
+    client = place.client()
+    await client.start()
+    for _ in range(2):
+        await asyncio.gather(*(client.get(place.key[1 + n % 3]) for n in range(12)))
+    wires = [client.get_node(HOST, port).multiplexed.session._transport for port in (1, 2, 3)]
+    before = [len(wire.writes) for wire in wires]
+    await asyncio.gather(*(client.get(place.key[1 + n % 3]) for n in range(12)))
+    assert [len(wire.writes) - n for wire, n in zip(wires, before, strict=True)] == [1, 1, 1]
+    await client.get(place.key[1])
+    session = client.get_node(HOST, 1).multiplexed.session
+    alone = asyncio.ensure_future(client.get(place.key[1]))
+    await asyncio.sleep(0)
+    assert session._engine.unwritten == 0, "who is alone does not wait for anybody"
+    await alone
