@@ -73,10 +73,12 @@ async def test_events_by_callback(entra_emulator: Emulator, capsys: pytest.Captu
 
 async def test_events_by_iterator(entra_emulator: Emulator, capsys: pytest.CaptureFixture[str]):
     watch = example("def watch")["watch"]
-    witness = Witness()
-    async with minted_source(entra_emulator, believed=0.8) as source:
+    witness, listening = Witness(), asyncio.Event()
+    async with minted_source(entra_emulator, believed=0.8, gate=listening) as source:
         async with client_of(entra_emulator, source, on_event=witness) as redis:
             watching = [asyncio.create_task(watch(redis)), asyncio.create_task(watch(source))]
+            await asyncio.sleep(0)  # they begin: an iterator hears what happens from then on
+            listening.set()
             await witness.first(Reauthenticated)
         await watching[0]
         assert not watching[1].done()
