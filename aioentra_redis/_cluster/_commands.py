@@ -18,7 +18,7 @@ from redis import exceptions as redis_exceptions
 from redis.asyncio.cluster import RedisCluster
 
 from .._blocking import Wait, wait_of
-from .._multiplex._routing import Route, command_words
+from .._multiplex._routing import Route, command_words, route
 from .._plans import Callbacks
 from .._redis_py import (
     EMPTY_RESPONSE,
@@ -29,6 +29,7 @@ from .._redis_py import (
     has_policy,
     is_observed,
     led_through,
+    recording,
     unwrapped,
 )
 from ..errors import ConnectionLostError
@@ -337,12 +338,21 @@ class ClusterCommands(RedisCluster):
                 # It has waited for longer than it asked to, and has not popped anything.
                 raise ConnectionLostError(str(exc)) from exc
 
+        record = None
+        if plan.shared or self._route(args) is not Route.DEDICATED:  # else redis-py records it
+            record = recording(args[0], journey, in_cluster=True)
         try:
-            return await journey.run(attempt, start)
+            if record is None:
+                return await journey.run(attempt, start)
+            journey.on_repeat = record.repeated
+            return await record.around(journey.run(attempt, start))
         except redis_exceptions.ResponseError:
             if EMPTY_RESPONSE in options:
                 return options[EMPTY_RESPONSE]
             raise
+
+    def _route(self, args: tuple[Any, ...]) -> Route:
+        return route(args, with_tokens=self.token_source is not None, overrides=self._overrides)
 
     async def _after_error(
         self,

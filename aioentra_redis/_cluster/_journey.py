@@ -17,7 +17,7 @@ from redis import exceptions as redis_exceptions
 
 from .._recovery import maybe_executed
 from .._redaction import again
-from .._redis_py import retry_delays
+from .._redis_py import Address, retry_delays
 from ..errors import ClosedError, ConnectError, ConnectionLostError, ConnectTimeoutError
 from ._nodes import Node, NotConnectedError
 from ._redirects import Action, Redirect, judge
@@ -66,7 +66,6 @@ class Journey:
         repeatable: bool,
         retry: Any,
         patience: float,
-        on_repeat: Callable[[Exception], Awaitable[None]] | None = None,
     ) -> None:
         self._topology = topology
         self._choose = choose
@@ -74,11 +73,13 @@ class Journey:
         self._repeatable = repeatable
         self._retry = retry
         self._patience = patience
-        self._on_repeat = on_repeat
+        self.on_repeat: Callable[[Exception], Awaitable[None]] | None = None
+        """Awaited with the failure of each attempt that another one follows."""
         self._deadline: float | None = None
         self._delays: Any = None
         self._redirects = 0
         self._pause = FIRST_PAUSE
+        self._node: Node | None = None
         self._failure: Exception | None = None
         self._last: Exception | None = None
         self._wants = False
@@ -104,6 +105,7 @@ class Journey:
                 try:
                     if node is None:
                         node = self._choose()
+                    self._node = node
                     try:
                         return await attempt(node, asking)
                     except NotConnectedError:
@@ -118,6 +120,12 @@ class Journey:
         finally:
             self._want.close()
             self._failure = None  # which may refer to our frames, and so to us
+
+    @property
+    def address(self) -> Address | None:
+        """Where the command was sent last, as metrics name it."""
+        node = self._node
+        return Address(node.host, node.port, 0) if node is not None else None
 
     async def _after(self, node: Node | None) -> tuple[Node | None, bool]:
         """Where to go after the failure at ``node``: None for wherever ``choose`` says then."""
@@ -142,8 +150,8 @@ class Journey:
                 await self._leave_to_the_user(failure, now)
             elif now >= self._deadline:
                 raise self._too_late(failure)
-            if self._on_repeat is not None:
-                await self._on_repeat(failure)
+            if self.on_repeat is not None:
+                await self.on_repeat(failure)
             ends_at_once = isinstance(failure, ConnectError)
             self._last = again(failure)
         finally:

@@ -55,9 +55,11 @@ class Place(Protocol):
     def address(self) -> Address | None: ...
 
 
-def recording(name: Any, place: Place) -> Recording | None:
+def recording(name: Any, place: Place, *, in_cluster: bool = False) -> Recording | None:
     """Begin to record a command, or a pipeline by redis-py's name; None where metrics are off."""
-    return Recording(name, place) if _metrics_are_on() else None
+    if not _metrics_are_on():
+        return None
+    return ClusterRecording(name, place) if in_cluster else Recording(name, place)
 
 
 class Recording:
@@ -84,7 +86,7 @@ class Recording:
         self._failures += 1
         await self._duration(error=error, retry_attempts=self._failures)
 
-    async def _error(self, error: Exception) -> None:
+    async def _error(self, error: Exception, *, is_internal: bool = False) -> None:
         if (address := self._place.address) is None:
             return
         lost = isinstance(error, (redis_exceptions.ConnectionError, redis_exceptions.TimeoutError))
@@ -96,7 +98,7 @@ class Recording:
             error_type=error,
             # redis-py counts the failure behind which there was no other attempt, too.
             retry_attempts=self._failures + lost,
-            is_internal=False,
+            is_internal=is_internal,
         )
 
     async def _duration(self, **failure: Any) -> None:
@@ -110,6 +112,20 @@ class Recording:
             db_namespace=str(address.db),
             **failure,
         )
+
+
+class ClusterRecording(Recording):
+    """The same of a cluster's client, where redis-py times failures, too, and counts redirects."""
+
+    async def repeated(self, error: Exception) -> None:
+        await self._duration(error=error)
+        await self._error(error, is_internal=True)
+        self._failures += isinstance(error, redis_exceptions.ConnectionError)
+
+    async def _error(self, error: Exception, *, is_internal: bool = False) -> None:
+        if not is_internal:
+            await self._duration(error=error)
+        await super()._error(error, is_internal=is_internal)
 
 
 # -- tracers -------------------------------------------------------------------------------------

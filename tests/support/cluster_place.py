@@ -41,7 +41,7 @@ def key_in(first: int, last: int, start: str = "key") -> str:
 
 
 def _commands(*_: bytes) -> bytes:
-    each = b"*6\r\n%b:-2\r\n*0\r\n:1\r\n:%d\r\n:1\r\n"
+    each = b"*7\r\n%b:-2\r\n*0\r\n:1\r\n:%d\r\n:1\r\n*0\r\n"
     return b"*%d\r\n" % len(_KNOWN) + b"".join(each % (bulk(n), last) for n, last in _KNOWN)
 
 
