@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
+from aioentra_redis import EntraRedis, EntraRedisCluster
+
 ROOT = Path(__file__).parent.parent.parent
-PAGES = ("README.md", "docs/index.md", "docs/commands.md", "docs/observability.md")
+PAGES = (
+    *("README.md", "docs/index.md", "docs/cluster.md", "docs/commands.md"),
+    "docs/observability.md",
+)
 
 
 def examples() -> list[tuple[str, str]]:
@@ -37,10 +42,13 @@ def test_examples_name_what_exists(page: str, block: str):
 
 
 @pytest.mark.emulator
-async def test_example_without_azure_runs():
-    (example,) = [(page, block) for page, block in examples() if "Emulator(" in block]
+@pytest.mark.parametrize(
+    ("page", "kind"), [("README.md", EntraRedis), ("docs/cluster.md", EntraRedisCluster)]
+)
+async def test_example_without_azure_runs(page: str, kind: type):
+    (example,) = [each for each in examples() if each[0] == page and "Emulator(" in each[1]]
     names: dict[str, Any] = {}
     running = eval(compiled(*example), names)
     assert inspect.isawaitable(running)
     await running
-    assert names["redis"].connection_pool is not None
+    assert isinstance(names["redis"], kind)
