@@ -175,8 +175,7 @@ class ClusterCommands(RedisCluster):
         return bool(self.read_from_replicas or self.load_balancing_strategy)
 
     def _balanced(self, slot: int) -> Node:
-        strategy = self.load_balancing_strategy or ROUND_ROBIN
-        return self.nodes_manager.get_node_from_slot(slot, False, strategy)
+        return self.nodes_manager.balanced(slot, self.load_balancing_strategy or ROUND_ROBIN)
 
     def _bytes_of(self, key: Any) -> bytes:
         """A key as it is sent; raises redis-py's DataError for what is none."""

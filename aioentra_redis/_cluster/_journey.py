@@ -75,6 +75,7 @@ class Journey:
         self._patience = patience
         self.on_repeat: Callable[[Exception], Awaitable[None]] | None = None
         """Awaited with the failure of each attempt that another one follows."""
+        self._began = 0.0
         self._deadline: float | None = None
         self._delays: Any = None
         self._redirects = 0
@@ -102,6 +103,8 @@ class Journey:
             while True:
                 if self._failure is not None:
                     node, asking = await self._after(node)
+                self._check_open()
+                self._began = asyncio.get_running_loop().time()
                 try:
                     if node is None:
                         node = self._choose()
@@ -127,6 +130,10 @@ class Journey:
         node = self._node
         return Address(node.host, node.port, 0) if node is not None else None
 
+    def _check_open(self) -> None:
+        if self._topology.closed:
+            raise ClosedError("the client of this cluster was closed meanwhile")
+
     async def _after(self, node: Node | None) -> tuple[Node | None, bool]:
         """Where to go after the failure at ``node``: None for wherever ``choose`` says then."""
         failure, self._failure = self._failure, None
@@ -140,7 +147,8 @@ class Journey:
         left = isinstance(failure, ClosedError)  # the node has, so nothing was sent
         redirect = Redirect(Action.LOST) if left else judge(failure)
         now = asyncio.get_running_loop().time()
-        if self._deadline is None:
+        if self._deadline is None or now - self._began > self._patience:
+            # The first failure, or the first one after a wait of whatever length.
             self._deadline = now + self._patience
         try:
             if redirect.action is Action.RAISE:

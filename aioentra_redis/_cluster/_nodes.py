@@ -212,7 +212,7 @@ _ASKED = "_asking"
 class _NotConnected:
     """The multiplexed connection of a node that nobody has needed yet."""
 
-    straight = session = None
+    straight = session = last_error = None
 
 
 _NOT_CONNECTED: Any = _NotConnected()
@@ -279,6 +279,11 @@ class Node(NodeBase):
         """Whether a command could be sent at once, but for a full gate."""
         session = self.multiplexed.session
         return session is not None and not session.closed
+
+    @property
+    def is_promising(self) -> bool:
+        """Whether it is connected, or nothing has kept it from that yet."""
+        return self.is_connected or self.multiplexed.last_error is None
 
     @property
     def was_connected(self) -> bool:

@@ -114,10 +114,19 @@ class Topology(TopologyBase):
     def any_node(self) -> Node:
         """redis-py's default node, or another primary while that has no connection."""
         node: Node = self.default_node
-        if node.is_connected or not node.was_connected:
+        if node.is_promising:
             return node
         primaries = [each for each in self.nodes_cache.values() if each.server_type == PRIMARY]
-        return next((each for each in primaries if each.is_connected), node)
+        return next((each for each in primaries if each.is_promising), node)
+
+    def balanced(self, slot: int, strategy: Any) -> Node:
+        """The next node of the strategy that may be read; the primary where none is promising."""
+        nodes = self.owners(slot)
+        for _ in nodes:
+            node = self.get_node_from_slot(slot, False, strategy)
+            if node.is_promising:
+                return node
+        return nodes[0]
 
     def get_node(
         self, host: str | None = None, port: int | None = None, node_name: str | None = None
@@ -286,7 +295,8 @@ class Topology(TopologyBase):
 
     async def _refresh(self) -> None:
         shape, asked = await ask(self._whom_to_ask(), self._locate)
-        if not shape.is_whole and self.require_full_coverage and not self.slots_cache:
+        partly = shape.ranges and (self.slots_cache or not self.require_full_coverage)
+        if not (shape.is_whole or partly):
             raise redis_exceptions.RedisClusterException(
                 "All slots are not covered after query all startup_nodes. "
                 f"{shape.covered} of {SLOTS} covered..."
@@ -323,6 +333,9 @@ class Topology(TopologyBase):
     def _install(self, shape: Shape) -> bool:
         """Go by ``shape`` from now on; whether that is news."""
         if shape == self._shape:
+            for node in self._entries.values():
+                if node.has_client:
+                    self._let_go(node)  # it was needed once more, and is no node
             return False
         for reason in shape.refused:
             logger.warning("a node of the cluster is left out: %s", reason)

@@ -349,6 +349,27 @@ async def test_a_wait_is_not_longer_for_being_sent_twice(place: ClusterPlace, mo
     assert 6 < float(sent[1][2]) < 7
 
 
+async def test_a_long_wait_does_not_use_up_the_patience(place: ClusterPlace, monkeypatch):
+    client = place.client(recovery_timeout=5)
+    await client.get(place.key[1])
+    outcomes: list[Any] = [
+        redis_exceptions.TryAgainError("early"),
+        redis_exceptions.BusyLoadingError("an hour later"),
+        [b"key", b"element"],
+    ]
+    took = [0.1, 3600, 0.1]
+
+    async def attempt(*_: Any, **__: Any) -> Any:
+        await asyncio.sleep(took.pop(0))
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(client.get_node(HOST, 1).client, "attempt", attempt)
+    assert await client.blpop(place.key[1], timeout=0) == [b"key", b"element"]
+
+
 async def test_raw_replies_survive_a_detour(place: ClusterPlace):
     place.peers[1].script["GET"] = [redirect("ASK", place, 1, 2)]
     place.peers[2].script["ASKING"] = lambda *_: OK

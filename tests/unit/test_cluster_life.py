@@ -169,16 +169,19 @@ async def test_closing_gives_up_what_takes_too_long(place: ClusterPlace):
         await late
 
 
-@pytest.mark.parametrize("what", ["opening", "waiting", "down"])
+@pytest.mark.parametrize("what", ["opening", "waiting", "down", "unused"])
 async def test_closing_ends_every_wait(place: ClusterPlace, what: str):
     client = place.client()
     key = place.key[1]
     if what == "opening":
         place.silent.add(1)
     else:
-        await client.start()
+        await (client.initialize() if what == "unused" else client.start())
         if what == "waiting":
             place.fail(1)
+        elif what == "unused":
+            place.silent.add(3)
+            key = place.key[3]
         else:
             place.peers[1].script["GET"] = lambda *_: b"-CLUSTERDOWN down\r\n"
     tasks = [asyncio.create_task(client.get(key)) for _ in range(5)]

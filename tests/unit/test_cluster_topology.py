@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from redis import exceptions as redis_exceptions
 from redis.asyncio.cluster import ClusterNode
+from redis.cluster import LoadBalancingStrategy
 from support.cluster_place import HOST, ClusterPlace
 from support.scripted_peer import HANG, bulk
 
@@ -242,3 +243,50 @@ async def test_the_default_node_is_one_that_answers(place: ClusterPlace):
     await asyncio.sleep(0.01)
     assert await client.ping()
     assert place.seen("PING").keys() <= {1, 2, 3} - {lost}
+
+
+async def test_an_answer_without_any_slots_changes_nothing(place: ClusterPlace):
+    """A node that was reset knows of nobody; it may be the only one that answers."""
+    client = place.client()
+    await client.get(place.key[1])
+    for port in (2, 3):
+        place.down.add(port)
+    place.peers[1].script["CLUSTER"] = lambda *_: b"*0\r\n"
+    with pytest.raises(redis_exceptions.RedisClusterException, match="0 of 16384 covered"):
+        await client.nodes_manager.initialize()
+    assert names(client) == ["1", "2", "3"]
+    assert await client.get(place.key[1]) is None
+
+
+async def test_an_entry_that_was_needed_once_more_is_let_go_again(place: ClusterPlace):
+    place.peers[5] = place._peer(5)
+    client = place.client(port=5)
+    await client.get(place.key[1])
+    place.fail(1)
+    place.down |= {2, 3}
+    waiting = asyncio.create_task(client.get(place.key[1]))
+    await asyncio.sleep(1)
+    assert place.peers[5].commands
+    place.down.clear()
+    await waiting
+    await client.nodes_manager.initialize()
+    await asyncio.sleep(0.1)
+    assert place.peers[5].open == []
+
+
+async def test_reads_go_past_a_replica_that_is_gone(place: ClusterPlace):
+    place.shape = [(0, 16383, 1, 2, 3)]
+    for peer in place.peers.values():
+        peer.script["READONLY"] = lambda *_: b"+OK\r\n"
+    client = place.client(load_balancing_strategy=LoadBalancingStrategy.ROUND_ROBIN_REPLICAS)
+    assert await asyncio.gather(*(client.get("k") for _ in range(10))) == [None] * 10
+    assert place.seen("GET").keys() == {2, 3}
+    place.fail(2)
+    place.peers[1].commands.clear()
+    started = now()
+    for _ in range(10):
+        assert await client.get("k") is None
+    assert now() - started < 0.5
+    place.fail(3)
+    assert await client.get("k") is None
+    assert place.seen("GET")[1] == 1, "where no replica is left its primary is read"
