@@ -162,7 +162,10 @@ class Cluster:
             if loop.time() > again:
                 again = loop.time() + HANDSHAKE
                 for number, other in strangers:
-                    await self._introduce(number, other)
+                    if number > other or (other, number) not in strangers:
+                        # One of the two: where both shake hands at once, one may end up with a
+                        # node that it never hears of again.
+                        await self._introduce(number, other)
             await asyncio.sleep(POLL_INTERVAL)
 
     async def _strangers(self, number: int) -> list[tuple[int, int]]:

@@ -10,9 +10,10 @@ import shutil
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ._cluster import Cluster
 from ._door import Door, loopback_sockets, port_of
@@ -29,6 +30,11 @@ __all__ = ["Fleet"]
 PORTS = range(12_000, 32_000)
 """Where servers of a cluster talk to each other: below the ports that systems give to outgoing
 connections, so that none of those is in the way when a server comes back."""
+
+FORMATION = 15.0
+"""Seconds in which servers become a cluster, which takes 2. If not, they start again, so often:"""
+
+FORMATIONS = 3
 
 ATTEMPTS = 5
 """How often other ports are tried where somebody else was quicker."""
@@ -67,6 +73,7 @@ class Fleet:
         self._executable = executable
         self._directory = directory
         self._members: dict[int, Member] = {}
+        self._last_number = 0
         self._secret = secrets.token_hex(32)
         self._clustered = options.offer.clustered
         self._entry = loopback_sockets(options.port)
@@ -87,23 +94,44 @@ class Fleet:
             server = self._new_server(self._directory, None)
             self._members[1] = Member(1, self.port, self._directory, server, dict(policies))
             await server.start(policies)
+            self._beginning = await self.nodes()
             return
-        options = self._options
-        for number in range(1, options.primaries * (1 + options.replicas) + 1):
-            self._new_member(number, policies)
-        await self._form()
+        await self._form(policies)
 
-    async def _form(self) -> None:
-        """Start all servers as those of a new cluster."""
+    async def _form(self, policies: Mapping[str, str]) -> None:
+        """Start as many servers as are to be there as those of a new cluster."""
         assert self.cluster is not None
-        await asyncio.gather(*map(self._start_member, self._members.values()))
+        self._last_number = self._options.primaries * (1 + self._options.replicas)
+        for number in range(1, self._last_number + 1):
+            if number not in self._members:
+                self._new_member(number, policies)
         primaries = list(range(1, self._options.primaries + 1))
         replicas = {
             number: (number - 1) % self._options.primaries + 1
-            for number in range(len(primaries) + 1, len(self._members) + 1)
+            for number in range(len(primaries) + 1, self._last_number + 1)
         }
-        await self.cluster.form(primaries, replicas)
+        for attempt in range(1, FORMATIONS + 1):
+            await _together(map(self._start_member, self._members.values()))
+            try:
+                async with asyncio.timeout(FORMATION):
+                    await self.cluster.form(primaries, replicas)
+                break
+            except TimeoutError:
+                if attempt == FORMATIONS:
+                    raise EmulatorError("the servers did not become a cluster") from None
+            await self._stop_all()
+            self._forget_cluster()
         self._beginning = await self.nodes()
+
+    async def _stop_all(self) -> None:
+        await asyncio.gather(*(each.server.stop() for each in self._members.values()))
+
+    def _forget_cluster(self) -> None:
+        """Have no server know of any other, before they form a new cluster."""
+        if self.cluster is not None:
+            self.cluster.forget_all()
+        for member in self._members.values():
+            member.server.forget_cluster()
 
     def _new_server(self, directory: Path, membership: Membership | None) -> Server:
         return Server(
@@ -196,7 +224,7 @@ class Fleet:
             return [Node(1, "localhost", member.port, "primary", running, everything)]
         view = await self.cluster.view()
         nodes = []
-        for member in self._members.values():
+        for _, member in sorted(self._members.items()):
             node_id = self.cluster.node_id(member.number)
             place = view[node_id]
             nodes.append(
@@ -213,14 +241,14 @@ class Fleet:
             )
         return nodes
 
-    def check(self, node: int | None) -> None:
-        """ValueError for the number of a node that there is not."""
-        if node is not None:
-            self._member(node)
+    def check(self, node: int | None, *, running: bool = False) -> None:
+        """ValueError for the number of a node that there is not, or that is not ``running``."""
+        if node is not None and not self._member(node).server.running and running:
+            raise ValueError(f"node {node} does not run: start it first")
 
     def _member(self, number: int) -> Member:
         if number not in self._members:
-            known = ", ".join(map(str, self._members))
+            known = ", ".join(map(str, sorted(self._members)))
             raise ValueError(f"there is no node {number!r}: there are {known}")
         return self._members[number]
 
@@ -291,7 +319,7 @@ class Fleet:
     async def add_node(self, primary: int | None, policies: Mapping[str, str]) -> int:
         """Start a server and take it into the cluster; returns its number."""
         assert self.cluster is not None
-        number = max(self._members) + 1
+        self._last_number = number = self._last_number + 1
         member = self._new_member(number, policies)
         try:
             await self._start_member(member)
@@ -315,9 +343,12 @@ class Fleet:
 
     # -------------------------------------------------------------------------------------- reset
 
-    async def reset(self, policies: Mapping[str, str]) -> None:
-        """Back to the beginning: no data, every user's first policy, the first topology."""
-        if not await self._as_in_the_beginning():
+    async def reset(self, policies: Mapping[str, str], *, anew: bool = False) -> None:
+        """Back to the beginning: no data, every user's first policy, the first topology.
+
+        Servers go on where nothing has changed; with ``anew`` they are started again in any case.
+        """
+        if anew or not await self._as_in_the_beginning():
             await self._begin_again(policies)
             return
         for member in self._members.values():
@@ -331,7 +362,7 @@ class Fleet:
 
     async def _as_in_the_beginning(self) -> bool:
         if self.cluster is None:
-            return self._members[1].server.running
+            return await self.nodes() == self._beginning
         with contextlib.suppress(EmulatorError):
             await self.cluster.until(lambda view: True, "rest", patience=1.0)
             return await self.nodes() == self._beginning and await self.cluster.closed()
@@ -339,18 +370,16 @@ class Fleet:
 
     async def _begin_again(self, policies: Mapping[str, str]) -> None:
         """Start all servers anew, at the same doors."""
-        await asyncio.gather(*(each.server.stop() for each in self._members.values()))
+        await self._stop_all()
         for member in list(self._members.values()):
-            if self.cluster is not None and member.number > len(self._beginning):
+            if member.number > max(each.number for each in self._beginning):
                 self._remove(member)
-                continue
             member.policies = dict(policies)
-            member.server.forget_cluster()
+        self._forget_cluster()
         if self.cluster is None:
             await self._members[1].server.start(policies)
         else:
-            self.cluster.forget_all()
-            await self._form()
+            await self._form(policies)
         for member in self._members.values():
             await self._open_member(member)
 
@@ -359,6 +388,17 @@ class Fleet:
             door.close()
         shutil.rmtree(member.directory, ignore_errors=True)
         del self._members[member.number], self._servers[member.number]
+
+
+async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all at the same time. If one fails, the others are cancelled, and it raises that one's
+    error when all have ended."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for each in work:
+                group.create_task(each)
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
 
 
 def free_ports() -> tuple[int, int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ._cluster import Cluster
 from ._control import Method
+from ._errors import EmulatorError
 from ._fleet import Fleet
 from ._records import Node
 from ._topology import SLOTS
@@ -24,10 +26,11 @@ class Operations:
     def __init__(self, fleet: Fleet, policies: Mapping[str, str]) -> None:
         self._fleet = fleet
         self._policies = policies
+        self._under_way: set[asyncio.Future[Any]] = set()
 
     def methods(self) -> dict[str, Method]:
         """What can be called, by name."""
-        return {
+        methods: dict[str, Method] = {
             "add_node": self.add_node,
             "failover": self.failover,
             "kill_node": self.kill_node,
@@ -38,9 +41,32 @@ class Operations:
             "start_node": self.start_node,
             "stop_node": self.stop_node,
         }
+        return {name: self._until_given_up(method) for name, method in methods.items()}
 
-    @property
-    def _cluster(self) -> Cluster:
+    def _until_given_up(self, method: Method) -> Method:
+        async def call(**params: Any) -> Any:
+            work = asyncio.ensure_future(method(**params))
+            self._under_way.add(work)
+            try:
+                await asyncio.wait([work])
+            finally:
+                self._under_way.discard(work)
+            if work.cancelled():
+                raise EmulatorError("it was given up, because the emulator was reset")
+            return work.result()
+
+        return call
+
+    async def give_up(self) -> bool:
+        """End what is under way; whoever has asked for it may be gone. Whether there was any."""
+        under_way = list(self._under_way)
+        for work in under_way:
+            work.cancel()
+        if under_way:
+            await asyncio.wait(under_way)
+        return bool(under_way)
+
+    def _require_cluster(self) -> Cluster:
         if self._fleet.cluster is None:
             raise ValueError("there is no cluster: start the emulator with profile='amr-oss'")
         return self._fleet.cluster
@@ -51,6 +77,11 @@ class Operations:
     async def _node(self, number: int) -> Node:
         self._fleet.check(number)
         return next(each for each in await self._fleet.nodes() if each.number == number)
+
+    async def _require_primary(self, number: int, why: str) -> None:
+        if (await self._node(number)).role != "primary":
+            raise ValueError(f"node {number} is no primary: {why}")
+        self._fleet.check(number, running=True)
 
     # ---------------------------------------------------------------------------------- node loss
 
@@ -72,20 +103,18 @@ class Operations:
         await self._fleet.start_node(node)
 
     async def add_node(self, *, primary: int | None) -> int:
-        cluster = self._cluster
-        if primary is not None and (await self._node(primary)).role != "primary":
-            raise ValueError(f"node {primary} is no primary: a replica copies one")
-        del cluster
+        self._require_cluster()
+        if primary is not None:
+            await self._require_primary(primary, "a replica copies one")
         return await self._fleet.add_node(primary, self._policies)
 
     async def remove_node(self, *, node: int) -> None:
-        cluster = self._cluster
+        self._require_cluster()
         removed = await self._node(node)
         if removed.slots:
             raise ValueError(f"node {node} has slots: migrate them first")
         if await self._replicas(node):
             raise ValueError(f"node {node} has replicas: remove them first")
-        del cluster
         await self._fleet.remove_node(node)
 
     # ----------------------------------------------------------------------------------- failover
@@ -101,7 +130,7 @@ class Operations:
     async def failover(self, *, node: int | None, force: bool) -> int:
         """Have a replica take over: that node, one of that node's, or one of the first primary
         that has any."""
-        cluster = self._cluster
+        cluster = self._require_cluster()
         self._fleet.check(node)
         for each in await self._fleet.nodes():
             if node not in (None, each.number):
@@ -109,6 +138,7 @@ class Operations:
             if each.role == "replica":
                 if node is None:
                     continue
+                self._fleet.check(each.number, running=True)
                 taking_over = each.number
             else:
                 replicas = await self._replicas(each.number)
@@ -124,16 +154,16 @@ class Operations:
     async def migrate_slots(
         self, *, slots: Iterable[tuple[int, int]], to: int, keys: int | None, pace: float
     ) -> int:
-        cluster = self._cluster
+        cluster = self._require_cluster()
         wanted = [slot for first, last in slots for slot in range(first, last + 1)]
         if not wanted or not (wanted[0] >= 0 and wanted[-1] < SLOTS):
             raise ValueError(f"slots are numbers from 0 to {SLOTS - 1}")
-        if (await self._node(to)).role != "primary":
-            raise ValueError(f"node {to} is no primary: slots belong to one")
+        await self._require_primary(to, "slots belong to one")
         moved = 0
         for node in await self._fleet.nodes():
             chosen = [slot for slot in wanted if node.number != to and node.owns(slot)]
             if chosen:
+                self._fleet.check(node.number, running=True)
                 left = None if keys is None else keys - moved
                 moved += await cluster.migrate(chosen, node.number, to, keys=left, pace=pace)
         if keys is None:

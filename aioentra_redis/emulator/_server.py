@@ -27,7 +27,7 @@ __all__ = ["PortTakenError", "Server", "find_server"]
 
 logger = logging.getLogger("aioentra_redis.emulator.server")
 
-START_TIMEOUT = 10.0
+START_TIMEOUT = 20.0
 POLL_INTERVAL = 0.005
 
 COPY_TIMEOUT = "5000"
@@ -122,8 +122,8 @@ class Server:
 
     @property
     def running(self) -> bool:
-        """Whether its process has been started and not been stopped."""
-        return self._process is not None
+        """Whether its process has been started, and has not ended in whatever way."""
+        return self._process is not None and not (self._drain is not None and self._drain.done())
 
     async def start(self, policies: Mapping[str, str], *, load_delay: int = 0) -> None:
         """Start the server with one user for each object ID; return when it answers.
@@ -131,6 +131,7 @@ class Server:
         It takes ``load_delay`` microseconds longer for each key of saved data, and may answer with
         LOADING meanwhile.
         """
+        await self.stop()  # what is left of it if it ended by itself
         file = self._directory / "server.conf"
         file.write_text(
             configuration(
@@ -147,6 +148,17 @@ class Server:
         )
         self.path.unlink(missing_ok=True)
         self._output.clear()
+        # Its creation is not cancelled: a supervisor that was killed could not kill the server.
+        spawning = asyncio.create_task(self._spawn(file))
+        try:
+            await self._until_ready(await asyncio.shield(spawning))
+        except BaseException:
+            await asyncio.wait([spawning])
+            await self.stop()
+            raise
+
+    async def _spawn(self, file: Path) -> asyncio.Task[None]:
+        """Start the process; the task that is returned ends when it does."""
         self._process = await asyncio.create_subprocess_exec(
             "/bin/sh",
             "-c",
@@ -162,11 +174,7 @@ class Server:
         )
         assert self._process.stdout is not None
         self._drain = asyncio.create_task(self._read_output(self._process.stdout))
-        try:
-            await self._until_ready(self._drain)
-        except BaseException:
-            await self.stop()
-            raise
+        return self._drain
 
     async def _until_ready(self, running: asyncio.Task[None]) -> None:
         loop = asyncio.get_running_loop()

@@ -114,6 +114,7 @@ class StandIn:
         await self._fleet.open(self._front, certificates.redis_context)
         plaintext = self._fleet.plaintext_port
 
+        self._operations = Operations(self._fleet, self._policies)
         control = directory / "control.sock"
         control_server = await serve_control(control, self.methods())
         self._stack.callback(control_server.close)
@@ -180,7 +181,7 @@ class StandIn:
             "rotate_signing_key": self.rotate_signing_key,
             "set_policy": self.set_policy,
             **FrontControl(self._front, self._faults, self._fleet.check).methods(),
-            **Operations(self._fleet, self._policies).methods(),
+            **self._operations.methods(),
         }
 
     async def configure(self, **changes: Any) -> None:
@@ -252,6 +253,7 @@ class StandIn:
 
     async def reset(self) -> None:
         """Heal, cut connections, restore settings and policies, remove data, empty the log."""
+        interfered = await self._operations.give_up()
         await self.heal()
         self._front.drop()
         self._directory.settings = self._options.settings
@@ -259,7 +261,7 @@ class StandIn:
         self._policies.update(
             {each.object_id: self._options.settings.policy for each in self._directory.identities}
         )
-        await self._fleet.reset(self._policies)
+        await self._fleet.reset(self._policies, anew=interfered)
         self._events.clear()
 
     async def log(self) -> Mapping[str, list[dict[str, Any]]]:

@@ -12,7 +12,7 @@ from support.cluster_witness import KEYS, fill, holds_everything, witness
 from support.raw_client import RawClient
 from support.resp import Reply
 
-from aioentra_redis.emulator import Emulator, Node
+from aioentra_redis.emulator import Emulator, EmulatorError, Node
 
 pytestmark = pytest.mark.emulator
 
@@ -251,6 +251,39 @@ async def test_a_reset_closes_slots_that_were_left_open(entra_cluster: Emulator)
         assert await client.call("GET", TAGGED[0]) == ("$", None)
 
 
+async def test_a_reset_gives_up_what_is_under_way(entra_cluster: Emulator):
+    source, target = await owner_and_other(entra_cluster)
+    async with signed_in(entra_cluster, source) as client:
+        for key in TAGGED:
+            assert await client.call("SET", key, key) == OK
+        moving = asyncio.create_task(entra_cluster.migrate_slots(SLOT, target.number, pace=60))
+        async with asyncio.timeout(20):
+            while not errors([await client.call("GET", key) for key in TAGGED]):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    await entra_cluster.reset()
+    with pytest.raises(EmulatorError, match="because the emulator was reset"):
+        await moving
+    async with signed_in(entra_cluster, source) as client:
+        assert await client.call("GET", TAGGED[0]) == ("$", None)
+
+
+async def test_a_reset_brings_back_a_node_that_was_removed(entra_cluster: Emulator):
+    await entra_cluster.remove_node(4)
+    assert await entra_cluster.add_node() == 7
+    await entra_cluster.reset()
+    nodes = await entra_cluster.nodes()
+    assert [(each.number, each.primary) for each in nodes] == [
+        (1, None),
+        (2, None),
+        (3, None),
+        (4, 1),
+        (5, 2),
+        (6, 3),
+    ]
+    async with signed_in(entra_cluster, nodes[3]) as client:
+        assert await client.call("READONLY") == OK
+
+
 # ---------------------------------------------------------------------------------------- mistakes
 
 
@@ -274,3 +307,12 @@ async def test_what_makes_no_sense_is_refused(entra_cluster: Emulator):
         await entra_cluster.kill_node(4)
     with pytest.raises(ValueError, match="no replica that could take over"):
         await entra_cluster.failover(1)
+    await entra_cluster.kill_node(2)
+    for wrong in (
+        entra_cluster.failover(4),
+        entra_cluster.migrate_slots(1, 2),
+        entra_cluster.migrate_slots(6000, 1),
+        entra_cluster.add_node(primary=2),
+    ):
+        with pytest.raises(ValueError, match="does not run: start it first"):
+            await wrong

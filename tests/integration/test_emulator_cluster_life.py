@@ -113,6 +113,20 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+async def test_a_server_that_ends_by_itself():
+    """It counts as one that does not run, and can be started again."""
+    async with Emulator(profile="amr-oss", primaries=1, replicas=1) as emulator:
+        directory = Path(emulator.ca_file).parent / "node-1"
+        for pid in await asyncio.to_thread(processes, str(directory)):
+            if "valkey" in os.readlink(f"/proc/{pid}/exe"):
+                os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            while (await emulator.nodes())[0].running:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.02)
+        await emulator.start_node(1)
+        assert len(await asyncio.to_thread(processes, str(directory))) == PER_SERVER
+
+
 # -------------------------------------------------------------------------------------------- ports
 
 
