@@ -254,7 +254,7 @@ class ClusterCommands(RedisCluster):
         chosen: list[Node] = []
 
         def choose() -> Node:
-            chosen.append(self.nodes_manager.any_node())
+            chosen.append(self.nodes_manager.any_node(chosen[-1] if chosen else None))
             return chosen[-1]
 
         reply = await self._travel(plan, args, options, choose)

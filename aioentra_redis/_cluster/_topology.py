@@ -82,6 +82,7 @@ class Topology(TopologyBase):
         self._changed: asyncio.Future[None] | None = None
         self._wanting = 0
         self._retiring: set[asyncio.Task[None]] = set()
+        self._telling: set[asyncio.Task[None]] = set()
         self._repeats = Repeats()
         self.closed = False
 
@@ -111,13 +112,22 @@ class Topology(TopologyBase):
         index = self.read_load_balancer.get_server_index(nodes[0].name, len(nodes), strategy)
         return nodes[index]
 
-    def any_node(self) -> Node:
-        """redis-py's default node, or another primary while that has no connection."""
+    def any_node(self, instead_of: Node | None = None) -> Node:
+        """redis-py's default node; another primary takes its place where that can't be reached.
+
+        ``instead_of`` is a node that has just failed.
+        """
         node: Node = self.default_node
-        if node.is_promising:
+        if node is not instead_of and node.is_promising:
             return node
-        primaries = [each for each in self.nodes_cache.values() if each.server_type == PRIMARY]
-        return next((each for each in primaries if each.is_promising), node)
+        others = [
+            each
+            for each in self.nodes_cache.values()
+            if each.server_type == PRIMARY and each is not node and each.is_promising
+        ]
+        if others:
+            node = self.default_node = random.choice(others)
+        return node
 
     def balanced(self, slot: int, strategy: Any) -> Node:
         """The next node of the strategy that may be read; the primary where none is promising."""
@@ -169,14 +179,28 @@ class Topology(TopologyBase):
 
         Every ``steps`` times a refresh follows, since a slot seldom moves alone.
         """
+        owner, is_news = self._learn(redirect, said_by)
+        if is_news:
+            task = asyncio.ensure_future(self.tell_of_refresh())
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+        return owner
+
+    async def move_slot(self, error: Any) -> None:
+        """``moved`` under redis-py's name, with an exception of its."""
+        _, is_news = self._learn(judge(error), self.default_node)
+        if is_news:
+            await self.tell_of_refresh()
+
+    def _learn(self, redirect: Redirect, said_by: Node) -> tuple[Node, bool]:
         owner = self._redirected(redirect, said_by)
         if owner.name in self._guests:
             self._adopt_guest(owner)
-        self.patch(redirect.slot, owner)
+        is_news = self._patch(redirect.slot, owner)
         self._moves += 1
         if self._steps and self._moves % self._steps == 0:
             self.want()
-        return owner
+        return owner, is_news
 
     def asked(self, redirect: Redirect, said_by: Node) -> Node:
         """The node that an ASK reply names, which may own no slot yet."""
@@ -203,17 +227,18 @@ class Topology(TopologyBase):
 
     def _adopt_guest(self, node: Node) -> None:
         del self._guests[node.name]
-        node.server_type = PRIMARY
         self.nodes_cache[node.name] = node
 
-    def patch(self, slot: int, owner: Node) -> None:
-        """One slot belongs to ``owner``; that may be a failover, or the slot has moved."""
+    def _patch(self, slot: int, owner: Node) -> bool:
+        """One slot belongs to ``owner``, by a failover or because it has moved; whether it did
+        not before."""
         nodes = self.slots_cache.get(slot, [])
+        owner.server_type = PRIMARY
         if nodes and nodes[0] is owner:
-            return
+            return False
         if owner in nodes:  # a replica has taken over, with all slots that share the list
             former = nodes[0]
-            former.server_type, owner.server_type = REPLICA, PRIMARY
+            former.server_type = REPLICA
             nodes[:] = [owner, *(node for node in nodes if node is not owner)]
             if self.default_node is former:
                 self.default_node = owner
@@ -221,10 +246,7 @@ class Topology(TopologyBase):
             self.slots_cache[slot] = [owner]
         self._shape = EMPTY  # what the next refresh finds is news
         self._tell_of_change()
-
-    async def move_slot(self, error: Any) -> None:
-        """What redis-py's pipelines call with a MOVED reply."""
-        self.moved(judge(error), self.default_node)
+        return True
 
     # -- waiting ---------------------------------------------------------------------------------
 
@@ -389,6 +411,8 @@ class Topology(TopologyBase):
         addresses = [*shape.primaries(), *shape.replicas()]
         if asked.name in self.nodes_cache or any(each.name == asked.name for each in addresses):
             return
+        if self.address_remap is not None:
+            return  # the user has a say in where nodes are reached
         peer, its_id = asked.peer, ""
         if not any((each.at.host, each.at.port) == peer for each in addresses):
             # What it says counts for which address it has, no more: its certificate was verified.
@@ -427,7 +451,9 @@ class Topology(TopologyBase):
         """Close every node; what is in flight may finish within ``close_timeout``."""
         self.closed = True
         self._tell_of_change()
-        ending = self._refreshing.cancel()
+        ending = [*self._refreshing.cancel(), *self._telling]
+        for task in self._telling:
+            task.cancel()
         if self._following is not None and (task := self._following.stop()) is not None:
             ending.append(task)
         nodes = self.all_nodes()

@@ -290,3 +290,33 @@ async def test_reads_go_past_a_replica_that_is_gone(place: ClusterPlace):
     place.fail(3)
     assert await client.get("k") is None
     assert place.seen("GET")[1] == 1, "where no replica is left its primary is read"
+
+
+async def test_the_default_node_is_replaced_when_it_fails(place: ClusterPlace):
+    client = place.client()
+    await asyncio.gather(*(client.get(place.key[port]) for port in (1, 2, 3)))
+    failing = client.get_default_node()
+    for port in (failing.port,):
+        place.peers[port].script["PING"] = lambda *_: b"-LOADING Redis is loading\r\n"
+    assert await client.ping()
+    assert client.get_default_node() is not failing
+    assert place.seen("PING")[failing.port] == 1
+
+
+async def test_redis_pys_listeners_hear_of_slots_that_moved(place: ClusterPlace, monkeypatch):
+    heard: list[int] = []
+    client = place.client()
+    await client.get(place.key[1])
+
+    async def tell() -> None:
+        heard.append(1)
+
+    monkeypatch.setattr(client.nodes_manager, "tell_of_refresh", tell)
+    slot = client.keyslot(place.key[1])
+    await client.nodes_manager.move_slot(redis_exceptions.MovedError(f"{slot} {HOST}:2"))
+    await client.nodes_manager.move_slot(redis_exceptions.MovedError(f"{slot} {HOST}:2"))
+    assert len(heard) == 1
+    place.peers[2].script["GET"] = [f"-MOVED {slot} {HOST}:3\r\n".encode()]
+    await client.get(place.key[1])
+    await asyncio.sleep(0.01)
+    assert len(heard) == 2
