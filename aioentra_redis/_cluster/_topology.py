@@ -452,8 +452,8 @@ class Topology(TopologyBase):
         self.closed = True
         self._tell_of_change()
         ending = [*self._refreshing.cancel(), *self._telling]
-        for task in self._telling:
-            task.cancel()
+        for telling in self._telling:
+            telling.cancel()
         if self._following is not None and (task := self._following.stop()) is not None:
             ending.append(task)
         nodes = self.all_nodes()
