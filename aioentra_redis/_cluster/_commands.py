@@ -85,9 +85,9 @@ class ClusterCommands(RedisCluster):
             plan = None
         if plan is None or not plan[0] or "target_nodes" in options or NEVER_DECODE in options:
             return await self._detour(args, options)
-        _, words, callback, _, position, find, balanced, _ = plan
+        _, words, callback, _, position, more, find, balanced, _ = plan
         try:
-            if position and (find is None or len(args) == position + 1):
+            if position and (not more or len(args) == position + 1):
                 key = args[position]
                 if key.__class__ is str:
                     key = key.encode()

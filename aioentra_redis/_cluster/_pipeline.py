@@ -225,7 +225,7 @@ class EntraClusterPipeline(ClusterPipeline):
 async def slot_in_plan(client: ClusterCommands, plan: Plan, args: tuple[Any, ...]) -> int:
     """The slot of a command's keys; raises what ``ClusterCommands`` raises for it."""
     position = plan.key
-    if position and len(args) == position + 1:
+    if position and (not plan.more or len(args) == position + 1):
         key = args[position]
         if key.__class__ is str:
             return slot_of(key.encode())

@@ -24,9 +24,11 @@ class Plan(NamedTuple):
     callback: Callable[..., Any] | None
     read_only: bool
     key: int
-    """The place of its one key among the arguments, 0 where it is another matter."""
+    """The place of its first key among the arguments, 0 where it is another matter."""
+    more: bool
+    """More keys may follow the first one."""
     find: Finder | None
-    """Finds its keys, if there may be more than one."""
+    """Finds all of its keys; None where that takes redis-py's parser."""
     balanced: bool
     """It may be read from a replica."""
     alone: bool
@@ -64,7 +66,7 @@ def plan_for(
         overrides=overrides,
     )
     upper = name_of(name)
-    key, find = 0, None
+    key, more, find = 0, True, None
     if not alone:
         find = MOVABLE.get(upper)
         split = tuple(upper.split())
@@ -72,8 +74,7 @@ def plan_for(
             # Positions count words; a name of two words is one argument.
             first = place.first - (len(split) - 1)
             last = place.last if place.last < 0 else place.last - (len(split) - 1)
-            if first == last and utf8:
-                key = first
+            key, more = first if utf8 else 0, first != last
             find = find_in_range(first, last, place.step)
     return Plan(
         shared=shared,
@@ -81,6 +82,7 @@ def plan_for(
         callback=callback,
         read_only=read_only,
         key=key,
+        more=more,
         find=find,
         balanced=balances and upper in READ_COMMANDS,
         alone=alone,
