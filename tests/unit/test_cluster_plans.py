@@ -35,7 +35,13 @@ COMMANDS = {
     "sort": entry(1, 1, 1, "movablekeys"),
     "publish": entry(0, 0, 0, "pubsub"),
     "object": entry(
-        0, 0, 0, subcommands=[[b"object|encoding", 3, [b"readonly"], 2, 2, 1], [b"object|help"]]
+        0,
+        0,
+        0,
+        subcommands=[
+            [b"object|encoding", 3, [b"readonly"], 2, 2, 1],
+            [b"object|help", 2, [], 0, 0, 0],
+        ],
     ),
     "xread": entry(0, 0, 0, "movablekeys"),
 }
