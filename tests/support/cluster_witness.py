@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import warnings
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
@@ -19,8 +21,20 @@ KEYS = [f"key:{number}" for number in range(100)]
 async def witness(emulator: Emulator, **options: object) -> AsyncIterator[RedisCluster]:
     """A plain redis-py cluster client with a token for a password.
 
-    It would verify the IPs of the topology, which the certificate is not good for.
+    It would verify the IPs of the topology, which the certificate is not good for. Connections of
+    nodes that have gone it leaves open, and to the garbage collector, with warnings of its own.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what redis-py 7 does itself
+        async with _client(emulator, **options) as client:
+            yield client
+        del client
+        gc.collect()
+
+
+@contextlib.asynccontextmanager
+async def _client(emulator: Emulator, **options: object) -> AsyncIterator[RedisCluster]:
     client = RedisCluster(
         host="localhost",
         port=urlsplit(emulator.url).port or 0,
