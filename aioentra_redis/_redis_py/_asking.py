@@ -14,6 +14,7 @@ import redis.asyncio
 from redis import exceptions as redis_exceptions
 
 from .._redaction import without_tracebacks
+from ._cluster import know_cluster_errors
 from ._in_band import REFUSALS
 
 __all__ = ["Answers", "ask_with_the_sign_in", "asking"]
@@ -38,6 +39,7 @@ class Answers:
 def asking(pool: redis.asyncio.ConnectionPool) -> Iterator[Answers]:
     """Have a connection that is dialled for ``pool`` meanwhile ask as it signs in."""
     answers = Answers()
+    know_cluster_errors(pool)
     setattr(pool, _ATTRIBUTE, answers)
     try:
         yield answers

@@ -43,6 +43,7 @@ __all__ = [
     "has_policy",
     "key_range",
     "keyed_by_slot",
+    "know_cluster_errors",
     "lead_to",
     "lease_now",
     "loosen",
@@ -65,6 +66,8 @@ def _of_later_versions(module: str, name: str) -> Any:
 
 
 _AfterRefresh: Final = _of_later_versions("redis.event", "AsyncAfterSlotsCacheRefreshEvent")
+_ClusterParser: Final = getattr(redis.asyncio.cluster, "ClusterParser", None)
+"""Up to redis-py 5; later every parser knows the errors of clusters."""
 _resolve_driver: Final = _of_later_versions("redis.driver_info", "resolve_driver_info")
 
 ROUND_ROBIN: Final = LoadBalancingStrategy.ROUND_ROBIN
@@ -159,6 +162,16 @@ def node_pool(
         max_connections=template.max_connections,
         **options,
     )
+
+
+def know_cluster_errors(pool: redis.asyncio.ConnectionPool) -> None:
+    """Have connections that ``pool`` makes from now on raise a cluster's errors as what they are.
+
+    Without that redis-py 5 takes MOVED for any error, and one that has found out that there is a
+    cluster goes on as a node's.
+    """
+    if _ClusterParser is not None:
+        pool.connection_kwargs.setdefault("parser_class", _ClusterParser)
 
 
 def make_one_of(

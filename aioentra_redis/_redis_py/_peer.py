@@ -49,7 +49,7 @@ class SharedTLS:
         if own is not None and not self.knows(own):
             self.check(own, connection)
             return
-        key = _settings(connection)
+        key = self._settings(connection)
         context = self._contexts.get(key)
         if context is None:
             context = await asyncio.to_thread(self._build, connection, key)
@@ -79,16 +79,22 @@ class SharedTLS:
 
     def share(self, connection: SSLConnection, context: ssl.SSLContext) -> None:
         """Use ``context``, which has been checked, for connections with the same options."""
-        context = self._contexts.setdefault(_settings(connection), context)
+        context = self._contexts.setdefault(self._settings(connection), context)
         connection.ssl_context.context = context
 
+    def _settings(self, connection: SSLConnection) -> Hashable:
+        """The TLS options of a connection, without those that make no difference.
 
-def _settings(connection: SSLConnection) -> Hashable:
-    """The TLS options of a connection."""
-    asked = connection.ssl_context
-    names = [name for name in type(asked).__slots__ if name not in ("context", "password")]
-    values = [getattr(asked, name, None) for name in names]
-    return tuple(tuple(each) if isinstance(each, list) else each for each in values)
+        Whether host names are checked is not redis-py's to say but by the rules that are not
+        lifted: its classes default to one thing or the other.
+        """
+        asked = connection.ssl_context
+        without = {"context", "password"}
+        if not self._lifted & {"ssl_check_hostname", "ssl_cert_reqs"}:
+            without.add("check_hostname")
+        names = [name for name in type(asked).__slots__ if name not in without]
+        values = [getattr(asked, name, None) for name in names]
+        return tuple(tuple(each) if isinstance(each, list) else each for each in values)
 
 
 def check_peer(connection: Any, tls: SharedTLS, *, allow_plaintext: bool) -> None:

@@ -95,10 +95,12 @@ def ours() -> Counter[str]:
 
     Some of asyncio's own stay until a collection: a transport and its method refer to each other.
     """
+    # A class may have a descriptor there, such as those of wrapt's proxies.
+    kinds = ((str(type(each).__module__), type(each).__qualname__) for each in gc.get_objects())
     return Counter(
-        f"{type(each).__module__}.{type(each).__qualname__}"
-        for each in gc.get_objects()
-        if type(each).__module__.startswith(("aioentra_redis", "redis"))
+        f"{module}.{name}"
+        for module, name in kinds
+        if module.startswith(("aioentra_redis", "redis"))
     )
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import redis.asyncio
-from support.server_cluster import ServerCluster
+from support.server_cluster import ClusterNode, ServerCluster
+from support.slot_migration import Migration, slot_of
 from support.token_fakes import Clock, Credential, source_of
 
 from aioentra_redis import (
@@ -59,6 +60,32 @@ async def test_a_cluster_is_found_and_its_keys_are(
         assert await client.get("key-17") == b"17"
         opened = [event for event in events if isinstance(event, ConnectionOpened)]
         assert len(opened) == 3, "one for each primary; the one that has found out goes on"
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_what_has_found_out_follows_slots_that_move(
+    server_cluster: ServerCluster, source: TokenSource, protocol: int
+) -> None:
+    """Its connection was made for a single endpoint, and has to know a cluster's errors."""
+    entry, elsewhere = (await server_cluster.primaries())[:2]
+    url = f"redis://localhost:{entry.port}"
+    key = await _key_of(server_cluster, entry)
+    async with connect(url, token_source=source, protocol=protocol) as client:
+        assert isinstance(client, EntraRedisCluster)
+        assert await client.set(key, "before")
+        await Migration.whole(server_cluster, slot_of(key), elsewhere)
+        try:
+            assert await client.get(key) == b"before"
+            assert client.get_node_from_key(key).port == elsewhere.port
+        finally:
+            await Migration.whole(server_cluster, slot_of(key), entry)
+
+
+async def _key_of(server_cluster: ServerCluster, node: ClusterNode) -> str:
+    for number in range(100):
+        if await server_cluster.owner(slot_of(f"moving-{number}")) is node:
+            return f"moving-{number}"
+    raise AssertionError(f"{node.name} owns nothing")
 
 
 async def test_a_client_for_one_endpoint_says_what_to_do_where_it_is_sent_elsewhere(

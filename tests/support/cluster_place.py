@@ -78,7 +78,10 @@ class ClusterPlace:
         if port in self.down or port in self.silent:
             raise ConnectionRefusedError(111, "Connect call failed")
         connection = pool.connection_class(**pool.connection_kwargs)
-        return self.peers[port].dialed(pack=packer(connection))
+        return self.peers[port].dialed(
+            pack=packer(connection),
+            reply_error=connection._parser.parse_error,  # that of redis-py 5 is clusters' own
+        )
 
     def client(self, port: int = 1, **options: Any) -> EntraRedisCluster:
         made = EntraRedisCluster(HOST, port, **{"close_timeout": 0.01, **options})

@@ -158,6 +158,7 @@ def dialed_over(
     pack: Callable[[tuple[Any, ...]], Any] = hiredis.pack_command,
     encoding: str | None = None,
     protocol: int = 3,
+    reply_error: Callable[[str], Exception] = BaseParser.parse_error,
 ) -> Dialed:
     """What ``dial`` returns, around any transport."""
 
@@ -180,7 +181,7 @@ def dialed_over(
         transport=transport,
         pack=pack,
         reader=hiredis.Reader(
-            replyError=BaseParser.parse_error, notEnoughData=NOT_ENOUGH_DATA, encoding=encoding
+            replyError=reply_error, notEnoughData=NOT_ENOUGH_DATA, encoding=encoding
         ),
         token=token,
         host="peer",

@@ -82,6 +82,19 @@ async def test_connections_with_the_same_options_share_a_context_and_others_do_n
     assert other.ssl_context.context is b.ssl_context.context, "the first one stays"
 
 
+@pytest.mark.parametrize("lifted", [(), ("ssl_check_hostname",), ("ssl_cert_reqs",)])
+async def test_what_the_rules_say_in_any_case_makes_no_other_context(lifted: tuple[str]) -> None:
+    """redis-py's own defaults for host names differ between its versions and its clients."""
+    tls = SharedTLS(allow_insecure=False, lifted=frozenset(lifted))
+    checked, not_checked = (SSLConnection(ssl_check_hostname=each) for each in (True, False))
+    for each in (not_checked, checked):
+        await tls.prepare(each)
+    contexts = [each.ssl_context.context for each in (checked, not_checked)]
+    assert contexts[0] is not None
+    assert contexts[0].check_hostname
+    assert (contexts[0] is contexts[1]) == (not lifted)
+
+
 class OwnContext(SSLConnection):
     """Has put a context of its own where redis-py keeps the one that it makes."""
 
