@@ -57,7 +57,7 @@ class SubscriberPool:
     """The pool of a client as its ``PubSub`` objects see it; the rest of it is redis-py's."""
 
     pool: redis.asyncio.ConnectionPool
-    source: TokenSource
+    source: TokenSource | None
     hub: EventHub
     retry: Any
 
@@ -91,15 +91,9 @@ class SubscriberPool:
     async def get_connection(self, *_: Any, **__: Any) -> SubscriberConnection:
         """Lease a connection; raises what the pool raises, MaxConnectionsError among it."""
         self.check()
-        leased = await self.pool.get_connection()  # type: ignore[no-untyped-call]
-        connection = SubscriberConnection(
-            self.pool,
-            leased,
-            source=self.source,
-            hub=self.hub,
-            retry=self.retry,
-            check=self.check,
-        )
+        pool = self.pool
+        leased = await pool.get_connection()  # type: ignore[no-untyped-call]
+        connection = self._around(pool, leased)
         try:
             await release_from_renewal(leased)  # it has a task of its own for that
             await connection.start()
@@ -108,6 +102,11 @@ class SubscriberPool:
             raise
         self.connections.add(connection)
         return connection
+
+    def _around(self, pool: redis.asyncio.ConnectionPool, leased: Any) -> SubscriberConnection:
+        return SubscriberConnection(
+            pool, leased, source=self.source, hub=self.hub, retry=self.retry, check=self.check
+        )
 
     async def release(self, connection: SubscriberConnection) -> None:
         """Give the lease back, disconnected. Cancelling it does not stop it."""

@@ -53,8 +53,10 @@ class SubscriberConnection:
     """A connection that was leased from ``pool``; what is not defined here is redis-py's.
 
     ``retry`` says what is done about a lost connection, ``check`` raises if nothing may be done
-    any more. It outlives its sessions: messages that were read stay in the inbox through a handover
-    and a loss, and the reader learns of a loss when it has read them.
+    any more. ``source`` is None where nobody has to be kept signed in; ``where(failed)`` names the
+    pool for the next connection, if that is not always the same, and is told whether the last
+    attempt at one has failed. It outlives its sessions: messages that were read stay in the inbox
+    through a handover and a loss, and the reader learns of a loss when it has read them.
     """
 
     def __init__(
@@ -62,25 +64,28 @@ class SubscriberConnection:
         pool: redis.asyncio.ConnectionPool,
         leased: Any,
         *,
-        source: TokenSource,
+        source: TokenSource | None,
         hub: EventHub,
         retry: Any,
         check: Callable[[], None],
+        inbox: Inbox | None = None,
+        where: Callable[[bool], redis.asyncio.ConnectionPool] | None = None,
     ) -> None:
         self._pool = pool
         self._leased = leased
         self._source = source
         self._hub = hub
         self._check_owner = check
-        self._former_retry = leased.retry
-        if retry is not None:
-            leased.retry = copy.deepcopy(retry)  # it has a state
+        self._retry = retry
+        self._where_to = where
+        self._failed = False
+        self._use(leased)
         self._loop = asyncio.get_running_loop()
         self._given_back = False
         self._session: SubscriberSession | None = None
         self._ending: SubscriberSession | None = None
         self._reauthentication: Supervised | None = None
-        self._inbox = Inbox()
+        self._inbox = Inbox() if inbox is None else inbox
         self._callbacks: list[weakref.WeakMethod[Any]] = []
         self._connecting = asyncio.Lock()
         self._changes = asyncio.Lock()
@@ -91,6 +96,12 @@ class SubscriberConnection:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._leased, name)
+
+    def _use(self, leased: Any) -> None:
+        self._leased = leased
+        self._former_retry = leased.retry
+        if self._retry is not None:
+            leased.retry = copy.deepcopy(self._retry)  # it has a state
 
     # -- connecting ------------------------------------------------------------------------------
 
@@ -124,13 +135,15 @@ class SubscriberConnection:
                 return
             self._check()
             await self._ended()
-            leased = self._leased
+            failed, self._failed = self._failed, True
             try:
-                await leased.disconnect(nowait=True)
+                await self._leased.disconnect(nowait=True)
+                await self._move(failed)
                 await self.start()
             except BaseException:
-                await leased.disconnect(nowait=True)
+                await self._leased.disconnect(nowait=True)
                 raise
+            self._failed = False
         gap = self._gap
         # Outside of the lock: what subscribes again comes back here if the connection is lost.
         try:
@@ -143,9 +156,23 @@ class SubscriberConnection:
             await self.disconnect(nowait=True)  # subscribed to a part of it would be worse
             raise
         session = self._session
-        if gap is not None and gap is self._gap and session is not None:
+        told = gap is None or gap is not self._gap
+        if not told and session is not None and self._callbacks:  # which have subscribed again
             self._gap = None
+            assert gap is not None
             self._hub.emit(MessagesMayBeMissing(session.name, session.host, gap))
+
+    async def _move(self, failed: bool) -> None:
+        """Lease the next connection from another pool, if that is where to go."""
+        pool = self._pool if self._where_to is None else self._where_to(failed)
+        if pool is self._pool:
+            return
+        leased = await pool.get_connection()  # type: ignore[no-untyped-call]
+        former, self._pool = self._pool, pool
+        old, retry = self._leased, self._former_retry
+        self._use(leased)
+        old.retry = retry
+        await asyncio.shield(former.release(old))
 
     def _check(self) -> None:
         self._check_owner()
@@ -186,6 +213,8 @@ class SubscriberConnection:
 
     def _install(self, session: SubscriberSession) -> None:
         self._session = session
+        if self._source is None:
+            return
         resp3 = session.dialed.resp3
         reauthenticator = Reauthenticator(
             session,
@@ -216,6 +245,24 @@ class SubscriberConnection:
                 session.send(args)
             await session.drained()
             return
+
+    async def ask(self, *args: Any) -> Any:
+        """Send one command, behind a handover that is under way; the reader gets nothing of it.
+
+        Returns None for a change of subscriptions when it is confirmed. Raises the server's
+        refusal, ``ConnectionLostError``. Cancelling it is safe.
+        """
+        async with self._changes:
+            session = self._session
+            if session is None or session.closed:
+                raise self._lost_error()
+            outcome = session.ask(*args)
+        return await outcome
+
+    @property
+    def session(self) -> SubscriberSession | None:
+        """The present one, None without a connection; it may have ended."""
+        return self._session
 
     async def _check_health(self) -> None:
         """PING where redis-py would; the reader gets nothing of it."""

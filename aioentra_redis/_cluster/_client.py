@@ -42,7 +42,9 @@ from ._nodes import Common, Node
 from ._notices import follow_notices
 from ._pipeline import EntraClusterPipeline
 from ._plans import Plan
+from ._pubsub import EntraClusterPubSub
 from ._shared import SharedWork
+from ._subscribers import ClusterSubscribers
 from ._topology import Topology
 from ._transaction import EntraClusterTransaction
 
@@ -175,6 +177,7 @@ class EntraRedisCluster(ClusterCommands):
         )
         follow_notices(self._hub, self.nodes_manager)
         self.startup_nodes = list(self.nodes_manager.startup_nodes.values())
+        self._subscribers = ClusterSubscribers(self.nodes_manager, self._common.source, self._hub)
         self._on_event = on_event
         if (signs_in := self.token_source) is not None:
             observe_client(self, signs_in.name)
@@ -256,6 +259,7 @@ class EntraRedisCluster(ClusterCommands):
 
     async def _close(self) -> None:
         try:
+            await self._subscribers.aclose()
             await self.nodes_manager.aclose()
             if self._owned_source is not None:
                 await self._owned_source.aclose()
@@ -283,6 +287,7 @@ class EntraRedisCluster(ClusterCommands):
         self._closed, self._closing = False, None
         self._home = Home("the client")
         self._streams = EventStreams()
+        self._subscribers.closed = False
         self.nodes_manager.reopen()
         self._listen()
 
@@ -337,6 +342,13 @@ class EntraRedisCluster(ClusterCommands):
             pipe.execute_command(command, *args)
         return list(await pipe.execute())
 
+    def pubsub(
+        self, node: Any = None, host: str | None = None, port: int | None = None, **kwargs: Any
+    ) -> Any:
+        """Publish/subscribe as in redis-py, sharded too, see :class:`EntraClusterPubSub`."""
+        self._check_open()
+        return EntraClusterPubSub(self, self._subscribers, node, host, port, **kwargs)
+
     # -- status ----------------------------------------------------------------------------------
 
     def auth_status(self) -> list[ConnectionStatus]:
@@ -344,7 +356,8 @@ class EntraRedisCluster(ClusterCommands):
 
         May be called from any thread, in any state; without connections it is empty.
         """
-        return [row for node in self.nodes_manager.all_nodes() for row in node.status()]
+        rows = [row for node in self.nodes_manager.all_nodes() for row in node.status()]
+        return rows + self._subscribers.status()
 
     async def health(self, *, timeout: float = PATIENCE) -> Health:
         """Whether the client can do its work: a PING to every primary, and its token's state.

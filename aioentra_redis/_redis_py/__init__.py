@@ -71,7 +71,7 @@ from ._pools import (
     pool_retry,
     tells_how_to_connect,
 )
-from ._pubsub import decoded, default_retry, exchange, handled_push
+from ._pubsub import ClusterPubSubBase, decoded, default_retry, exchange, handled_push
 from ._sign_in import (
     Keeper,
     Renewal,
@@ -94,6 +94,7 @@ __all__ = [
     "ROUND_ROBIN",
     "Address",
     "Answers",
+    "ClusterPubSubBase",
     "CrossSlotTransactionError",
     "Dialed",
     "InBand",

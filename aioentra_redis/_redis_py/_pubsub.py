@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis.asyncio
+from redis.asyncio import cluster
+from redis.asyncio.client import PubSub
 
-__all__ = ["decoded", "default_retry", "exchange", "handled_push"]
+__all__ = ["ClusterPubSubBase", "decoded", "default_retry", "exchange", "handled_push"]
+
+
+if TYPE_CHECKING:
+    ClusterPubSubBase = PubSub
+else:
+    ClusterPubSubBase = getattr(cluster, "ClusterPubSub", PubSub)
+    """redis-py's subscriber of a cluster, which came with version 8."""
 
 
 def default_retry() -> Any:
