@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import warnings
@@ -24,6 +25,7 @@ async def witness(emulator: Emulator, **options: object) -> AsyncIterator[RedisC
     It would verify the IPs of the topology, which the certificate is not good for. Connections of
     nodes that have gone it leaves open, and to the garbage collector, with warnings of its own.
     """
+    before = _transports()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         warnings.simplefilter("ignore", DeprecationWarning)  # of what redis-py 7 does itself
@@ -31,6 +33,13 @@ async def witness(emulator: Emulator, **options: object) -> AsyncIterator[RedisC
             yield client
         del client
         gc.collect()
+        for each in _transports() - before:  # redis-py 7 keeps some open for ever
+            each.abort()
+
+
+def _transports() -> set[asyncio.WriteTransport]:
+    """Those of asyncio's selector loop; uvloop keeps no such list."""
+    return set(getattr(asyncio.get_running_loop(), "_transports", {}).values())
 
 
 @contextlib.asynccontextmanager
