@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from redis.crc import key_slot
-from support.cluster_witness import KEYS, fill, holds_everything, witness
+from support.cluster_witness import KEYS, fill, holds_everything
 from support.raw_client import RawClient
 from support.resp import Reply
 
@@ -93,17 +93,16 @@ async def test_an_open_slot_without_keys_moved(entra_cluster: Emulator):
 
 
 async def test_many_slots_with_their_keys(entra_cluster: Emulator):
-    async with witness(entra_cluster) as client:
-        await fill(client)
-        slots = [key_slot(key.encode()) for key in KEYS]
-        chosen = {*slots[:20], 0, 5460}  # of all three
-        moving = [slot for slot in slots if slot in chosen and slot < 10922]  # node 3 has the rest
-        assert await entra_cluster.migrate_slots(chosen, 3) == len(moving)
-        nodes = await entra_cluster.nodes()
-        assert all(nodes[2].owns(slot) for slot in chosen)
-        assert nodes[0].owns(1)
-        assert await entra_cluster.migrate_slots(chosen, 3) == 0
-        assert await holds_everything(client)
+    await fill(entra_cluster)
+    slots = [key_slot(key.encode()) for key in KEYS]
+    chosen = {*slots[:20], 0, 5460}  # of all three
+    moving = [slot for slot in slots if slot in chosen and slot < 10922]  # node 3 has the rest
+    assert await entra_cluster.migrate_slots(chosen, 3) == len(moving)
+    nodes = await entra_cluster.nodes()
+    assert all(nodes[2].owns(slot) for slot in chosen)
+    assert nodes[0].owns(1)
+    assert await entra_cluster.migrate_slots(chosen, 3) == 0
+    assert await holds_everything(entra_cluster)
 
 
 async def test_keys_that_move_one_by_one(entra_cluster: Emulator):
@@ -124,25 +123,24 @@ async def test_keys_that_move_one_by_one(entra_cluster: Emulator):
 
 
 async def test_a_replica_is_elected_when_its_primary_is_killed(entra_cluster: Emulator):
-    async with witness(entra_cluster) as client:
-        await fill(client)
-        await client.execute_command("WAIT", 1, 5000, target_nodes="primaries")
-        killed = (await entra_cluster.nodes())[1]
-        async with signed_in(entra_cluster, killed) as connected:
-            await entra_cluster.kill_node(2)
-            assert await connected.ended()
-        with pytest.raises(ConnectionRefusedError):
-            await asyncio.open_connection(killed.host, killed.port)
-        assert not (await entra_cluster.nodes())[1].running
-        async with asyncio.timeout(30):
-            while (await roles(entra_cluster))[4] != "primary":  # noqa: ASYNC110 - nothing tells
-                await asyncio.sleep(0.05)
+    await fill(entra_cluster)
+    killed = (await entra_cluster.nodes())[1]
+    async with signed_in(entra_cluster, killed) as connected:
+        assert await connected.call("WAIT", "1", "5000") == (":", b"1")
+        await entra_cluster.kill_node(2)
+        assert await connected.ended()
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(killed.host, killed.port)
+    assert not (await entra_cluster.nodes())[1].running
+    async with asyncio.timeout(30):
+        while (await roles(entra_cluster))[4] != "primary":  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.05)
 
-        await entra_cluster.start_node(2)
-        back = (await entra_cluster.nodes())[1]
-        assert (back.role, back.primary, back.port) == ("replica", 5, killed.port)
-        await entra_cluster.failover(2)  # it has all data again
-        assert await holds_everything(client)
+    await entra_cluster.start_node(2)
+    back = (await entra_cluster.nodes())[1]
+    assert (back.role, back.primary, back.port) == ("replica", 5, killed.port)
+    await entra_cluster.failover(2)  # it has all data again
+    assert await holds_everything(entra_cluster)
 
 
 async def test_a_forced_failover_asks_nobody(entra_cluster: Emulator):
@@ -154,12 +152,11 @@ async def test_a_forced_failover_asks_nobody(entra_cluster: Emulator):
 
 
 async def test_a_node_that_is_stopped_hands_over_first(entra_cluster: Emulator):
-    async with witness(entra_cluster) as client:
-        await fill(client)
-        await entra_cluster.stop_node(1)
-        nodes = await entra_cluster.nodes()
-        assert (nodes[0].running, nodes[0].role, nodes[3].role) == (False, "replica", "primary")
-        assert await holds_everything(client)
+    await fill(entra_cluster)
+    await entra_cluster.stop_node(1)
+    nodes = await entra_cluster.nodes()
+    assert (nodes[0].running, nodes[0].role, nodes[3].role) == (False, "replica", "primary")
+    assert await holds_everything(entra_cluster)
 
 
 async def test_the_entry_leads_to_a_node_that_runs(entra_cluster: Emulator):
@@ -194,19 +191,18 @@ async def test_nodes_that_come_and_go(entra_cluster: Emulator):
     nodes = await entra_cluster.nodes()
     assert (nodes[6].role, nodes[6].slots) == ("primary", ())
     assert (nodes[7].role, nodes[7].primary) == ("replica", 7)
-    async with witness(entra_cluster) as client:
-        await fill(client)
-        slots = {key_slot(key.encode()) for key in KEYS[:10]}
-        await entra_cluster.migrate_slots(slots, 7)
-        with pytest.raises(ValueError, match="node 7 has slots"):
-            await entra_cluster.remove_node(7)
-        async with signed_in(entra_cluster, nodes[7]) as replica:
-            assert await replica.call("READONLY") == OK
-        assert await entra_cluster.failover(7) == 8
-        await entra_cluster.migrate_slots(slots, 1)
+    await fill(entra_cluster)
+    slots = {key_slot(key.encode()) for key in KEYS[:10]}
+    await entra_cluster.migrate_slots(slots, 7)
+    with pytest.raises(ValueError, match="node 7 has slots"):
         await entra_cluster.remove_node(7)
-        await entra_cluster.remove_node(8)
-        assert await holds_everything(client)
+    async with signed_in(entra_cluster, nodes[7]) as replica:
+        assert await replica.call("READONLY") == OK
+    assert await entra_cluster.failover(7) == 8
+    await entra_cluster.migrate_slots(slots, 1)
+    await entra_cluster.remove_node(7)
+    await entra_cluster.remove_node(8)
+    assert await holds_everything(entra_cluster)
     assert [each.number for each in await entra_cluster.nodes()] == [1, 2, 3, 4, 5, 6]
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(nodes[6].host, nodes[6].port)
@@ -234,8 +230,7 @@ async def test_a_reset_that_finds_the_topology_as_it_was_keeps_the_servers(
     entra_cluster: Emulator,
 ):
     before = await entra_cluster.nodes()
-    async with witness(entra_cluster) as client:
-        await fill(client)
+    await fill(entra_cluster)
     await entra_cluster.reset()
     assert await entra_cluster.nodes() == before  # their ids, too
     for node in before:
