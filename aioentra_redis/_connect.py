@@ -7,7 +7,7 @@ import inspect
 import os
 from collections.abc import Generator
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, TypeVar, cast, overload
+from typing import Any, Final, Generic, Literal, TypeVar, overload
 from urllib.parse import urlsplit
 
 import redis.asyncio
@@ -157,8 +157,7 @@ class _Opening:
         self._client.own(self._owned)
 
     def _clusters(self) -> EntraRedisCluster:
-        made = EntraRedisCluster.from_url(self._url, token_source=self._source, **self._keywords)
-        client = cast(EntraRedisCluster, made)  # redis-py's type is its own class
+        client = EntraRedisCluster.from_url(self._url, token_source=self._source, **self._keywords)
         client.own(self._owned)
         return client
 

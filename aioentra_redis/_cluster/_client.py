@@ -186,6 +186,15 @@ class EntraRedisCluster(ClusterCommands):
                 self._stop_listening.append(signs_in.listen(on_event))
         self._listen()
 
+    @classmethod
+    def from_url(cls, url: str, **kwargs: Any) -> Self:
+        """Make a client for the URL of one node, with the keywords of the class and of redis-py.
+
+        As with redis-py, options in the URL's query win over keywords.
+        """
+        made: Any = super().from_url(url, **kwargs)
+        return made  # type: ignore[no-any-return]  # redis-py names its own class
+
     @property
     def token_source(self) -> TokenSource | None:
         """What this client signs in with, None if it does so in redis-py's own ways."""
@@ -238,6 +247,22 @@ class EntraRedisCluster(ClusterCommands):
             await self.commands_parser.initialize(anywhere)
         if not self._closed:
             self._initialize = False
+
+    async def __aenter__(self) -> Self:
+        """Learn who owns which slot; what can't be entered, or is cancelled, is closed again."""
+        try:
+            await super().__aenter__()
+        except BaseException:
+            if self._initialize:  # nobody else has come further
+                await asyncio.shield(asyncio.ensure_future(self.aclose()))
+            raise
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        """``aclose``, with the last ``async with`` that ends; cancelling it does not stop it."""
+        # redis-py's own counts first, with an await at which a cancellation would end all of it.
+        leaving = super().__aexit__(*exc_info)  # type: ignore[no-untyped-call]
+        await asyncio.shield(asyncio.ensure_future(leaving))
 
     def __await__(self) -> Generator[Any, None, Self]:
         return self.initialize().__await__()

@@ -73,6 +73,7 @@ class NodeClient(EntraRedis):
 
     def __init__(self, common: Common, pool: redis.asyncio.ConnectionPool) -> None:
         self._common = common
+        self._defaults: dict[Any, Any] | None = None
         super().__init__(
             connection_pool=pool,
             token_source=common.source,
@@ -81,6 +82,7 @@ class NodeClient(EntraRedis):
             allow_insecure_tls=common.allow_insecure_tls,
             **common.times,  # type: ignore[arg-type]
         )
+        self._defaults = None
         self.auto_close_connection_pool = True
         self.multiplexed.few = FEW
 
@@ -93,11 +95,13 @@ class NodeClient(EntraRedis):
     @property  # type: ignore[override]
     def response_callbacks(self) -> Callbacks:
         """The cluster's."""
-        return self._common.callbacks
+        given: Any = self._defaults
+        return self._common.callbacks if given is None else given
 
     @response_callbacks.setter
-    def response_callbacks(self, _: Any) -> None:
-        """Nothing: redis-py's constructor sets its defaults."""
+    def response_callbacks(self, callbacks: Any) -> None:
+        """What redis-py's constructor does, and some versions' then add to: for as long as that."""
+        self._defaults = dict(callbacks)
 
     def _make_plan(self, args: tuple[Any, ...]) -> Any:
         plan = super()._make_plan(args)

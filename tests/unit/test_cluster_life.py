@@ -273,3 +273,55 @@ async def test_a_closed_client_is_gone_at_once(place: ClusterPlace, trouble: str
     del parts, client
     await asyncio.sleep(0.1)
     assert [ref() for ref in (*refs, *clients) if ref() is not None] == []
+
+
+async def test_what_cannot_be_entered_is_closed(place: ClusterPlace):
+    place.down |= {1, 2, 3}
+    with pytest.raises(redis_exceptions.RedisClusterException):
+        async with place.client():
+            raise AssertionError("there is nobody to talk to")
+    place.down.clear()
+    place.peers[1].script["COMMAND"] = lambda *_: HANG
+    client = place.client()
+    entering = asyncio.create_task(client.__aenter__())
+    await asyncio.sleep(0.1)
+    assert place.peers[1].open
+    entering.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await entering
+    await asyncio.sleep(0.1)
+    assert not place.peers[1].open
+
+
+async def test_leaving_may_be_cancelled(place: ClusterPlace):
+    client = place.client(close_timeout=5)
+    entered = await client.__aenter__()
+    assert entered is client
+    await client.start()
+    place.peers[1].script["GET"] = [[1, bulk("late")]]
+    late = asyncio.create_task(client.get(place.key[1]))
+    await asyncio.sleep(0.01)
+    leaving = asyncio.create_task(client.__aexit__(None, None, None))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert await late == b"late"
+    await asyncio.sleep(0.1)
+    assert not any(peer.open for peer in place.peers.values())
+
+
+async def test_a_subclass_is_what_its_url_makes():
+    class Mine(EntraRedisCluster):
+        pass
+
+    assert type(Mine.from_url("redis://localhost:7000", recovery_timeout=3)) is Mine
+
+
+async def test_a_callback_that_was_set_before_the_first_command(place: ClusterPlace):
+    client = place.client(protocol=3)
+    client.set_response_callback("GET", lambda reply, **_: ("mine", reply))
+    client.set_response_callback("ZSCORE", lambda reply, **_: ("mine", reply))
+    assert await client.get(place.key[1]) == ("mine", None)
+    assert await client.get(place.key[2]) == ("mine", None)
+    assert client.response_callbacks["ZSCORE"](1) == ("mine", 1)

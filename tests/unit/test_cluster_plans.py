@@ -121,7 +121,13 @@ async def test_the_straight_way_is_taken(monkeypatch):
         await asyncio.gather(*(client.get(place.key[port]) for port in (1, 2, 3)))
         await client.set(place.key[1], "v")
         detours: list[tuple[Any, ...]] = []
-        monkeypatch.setattr(client, "_detour", lambda args, *_: detours.append(args))
+        detour = client._detour
+
+        async def noted(*way: Any) -> Any:
+            detours.append(way[0])
+            return await detour(*way)
+
+        monkeypatch.setattr(client, "_detour", noted)
         assert await client.set(place.key[1], "w", ex=60) is True
         assert await client.set(place.key[2], "w") is True
         assert await client.get(place.key[2].encode()) == b"w"

@@ -19,6 +19,9 @@ from support.scripted_peer import Peer, bulk
 
 from aioentra_redis import EntraRedisCluster
 
+# redis-py 7 hands its own connections what it tells everybody not to use any more.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
 __all__ = ["meter"]
 
 
