@@ -38,6 +38,7 @@ from .._tls_names import NodeTLSNames, tls_names
 from ..errors import ClosedError, ConfigurationError
 from ._addresses import Destination
 from ._commands import ClusterCommands
+from ._keyspace import EntraClusterKeyspaceNotifications
 from ._nodes import Common, Node
 from ._notices import follow_notices
 from ._pipeline import EntraClusterPipeline
@@ -373,6 +374,18 @@ class EntraRedisCluster(ClusterCommands):
         """Publish/subscribe as in redis-py, sharded too, see :class:`EntraClusterPubSub`."""
         self._check_open()
         return EntraClusterPubSub(self, self._subscribers, node, host, port, **kwargs)
+
+    def keyspace_notifications(
+        self, key_prefix: str | bytes | None = None, ignore_subscribe_messages: bool = True
+    ) -> Any:
+        """Notifications of all primaries about their keys, as in redis-py from version 8.1 on."""
+        self._check_open()
+        return EntraClusterKeyspaceNotifications(
+            self,
+            self._subscribers,
+            key_prefix=key_prefix,
+            ignore_subscribe_messages=ignore_subscribe_messages,
+        )
 
     # -- status ----------------------------------------------------------------------------------
 

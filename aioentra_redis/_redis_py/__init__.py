@@ -71,7 +71,14 @@ from ._pools import (
     pool_retry,
     tells_how_to_connect,
 )
-from ._pubsub import ClusterPubSubBase, decoded, default_retry, exchange, handled_push
+from ._pubsub import (
+    ClusterKeyspaceBase,
+    ClusterPubSubBase,
+    decoded,
+    default_retry,
+    exchange,
+    handled_push,
+)
 from ._sign_in import (
     Keeper,
     Renewal,
@@ -94,6 +101,7 @@ __all__ = [
     "ROUND_ROBIN",
     "Address",
     "Answers",
+    "ClusterKeyspaceBase",
     "ClusterPubSubBase",
     "CrossSlotTransactionError",
     "Dialed",

@@ -4,20 +4,38 @@ from __future__ import annotations
 
 import copy
 import inspect
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import redis.asyncio
 from redis.asyncio import cluster
 from redis.asyncio.client import PubSub
 
-__all__ = ["ClusterPubSubBase", "decoded", "default_retry", "exchange", "handled_push"]
+from ._capabilities import has
+
+__all__ = [
+    "ClusterKeyspaceBase",
+    "ClusterPubSubBase",
+    "decoded",
+    "default_retry",
+    "exchange",
+    "handled_push",
+]
 
 
 if TYPE_CHECKING:
+    from redis.asyncio.keyspace_notifications import (
+        AsyncClusterKeyspaceNotifications as ClusterKeyspaceBase,
+    )
+
     ClusterPubSubBase = PubSub
 else:
     ClusterPubSubBase = getattr(cluster, "ClusterPubSub", PubSub)
-    """redis-py's subscriber of a cluster, which came with version 8."""
+    """redis-py's subscriber of a cluster, which came with version 8.1."""
+    ClusterKeyspaceBase = object
+    if has("keyspace_notifications"):
+        _keyspace = import_module("redis.asyncio.keyspace_notifications")
+        ClusterKeyspaceBase = _keyspace.AsyncClusterKeyspaceNotifications
 
 
 def default_retry() -> Any:

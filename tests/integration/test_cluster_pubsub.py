@@ -285,6 +285,31 @@ async def test_a_lost_connection_is_made_anew(
     await pubsub.aclose()
 
 
+# -- keyspace notifications ---------------------------------------------------------------------
+
+
+@pytest.mark.capability("keyspace_notifications")
+async def test_keyspace_notifications_come_from_all_primaries(
+    client: EntraRedisCluster,
+) -> None:
+    await client.config_set("notify-keyspace-events", "KEA", target_nodes="all")
+    try:
+        async with client.keyspace_notifications() as notifications:
+            await notifications.subscribe_keyspace("key:*")
+            keys = {f"key:{number}" for number in range(10)}
+            for key in keys:
+                await client.set(key, 1)
+            heard = set()
+            async with asyncio.timeout(20):
+                while heard != keys:
+                    if (told := await notifications.get_message(timeout=1)) is not None:
+                        heard.add(told.key)
+            rows = [row.connection for row in client.auth_status()]
+            assert sum(name.startswith("subscriber") for name in rows) == 3
+    finally:
+        await client.config_set("notify-keyspace-events", "", target_nodes="all")
+
+
 # -- the end -------------------------------------------------------------------------------------
 
 
