@@ -21,7 +21,7 @@ from aioentra_redis.emulator import Emulator, EmulatorError
 from aioentra_redis.emulator import _fleet as fleet_module
 from aioentra_redis.emulator._fleet import Fleet
 from aioentra_redis.emulator._options import Options
-from aioentra_redis.emulator._server import find_server
+from aioentra_redis.emulator._server import Server, find_server
 from aioentra_redis.emulator._settings import Settings
 
 pytestmark = [
@@ -93,6 +93,23 @@ async def test_cancelling_a_start_leaves_nothing(seconds: float):
     async with asyncio.timeout(10):
         while await asyncio.to_thread(emulators) - before:  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.05)
+
+
+async def test_cancelling_a_servers_start_ends_it_with_its_supervisor(
+    tmp_path: Path, no_blocking_calls: BlockBuster
+):
+    """A supervisor that is killed while it is being started would leave the server behind."""
+    no_blocking_calls.deactivate()
+    for turn in range(16):
+        server = Server(find_server(None), tmp_path, blocked_commands=())
+        starting = asyncio.create_task(server.start({}))
+        await asyncio.sleep(turn * 0.0005)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        assert not server.running
+    await asyncio.sleep(0.1)
+    assert await asyncio.to_thread(processes, str(tmp_path)) == []
 
 
 def emulators() -> set[int]:
