@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from redis import exceptions as redis_exceptions
@@ -58,6 +59,29 @@ async def deed(name: str, answer: object) -> Findings:
     worker = Worker(Answers(answer), calls, "me:1", Shared(calls, "me"), seed=1)
     await getattr(worker, name)()
     return findings
+
+
+async def test_what_was_set_on_a_connection_that_ended_then_is_set(findings: Findings):
+    class Ending(Answers):
+        async def __aenter__(self) -> Ending:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        def client(self) -> Ending:
+            return self
+
+        async def get(self, *_: object) -> object:
+            raise ConnectionLostError("outlived its token")
+
+    windows = Windows()
+    windows.open(KINDS["cut one connection"], time.time())
+    calls = Calls(findings, windows, seed=1, cancelled=0)
+    worker = Worker(Ending(True), calls, "me:1", Shared(calls, "me"), seed=1)
+    await worker._connection()
+    worker._compare(worker.registers["own"], b"me:1:own|1|")
+    assert not findings.counts
 
 
 @pytest.mark.parametrize(
