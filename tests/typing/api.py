@@ -154,3 +154,14 @@ async def route(redis: aioentra_redis.fastapi.Redis) -> None:
 
 async def route_to_a_cluster(redis: aioentra_redis.fastapi.RedisCluster) -> None:
     assert_type(redis, EntraRedisCluster)
+
+
+async def a_cluster_is_typed(source: TokenSource) -> None:
+    made = EntraRedisCluster.from_url("rediss://...", token_source=source, recovery_timeout=10)
+    assert_type(made, EntraRedisCluster)
+    assert_type(await made.start(), EntraRedisCluster)
+    assert_type(await made, EntraRedisCluster)
+    async with EntraRedisCluster("host", 10000, node_tls_names=[".example.com"]) as entered:
+        assert_type(entered, EntraRedisCluster)
+    assert_type(await made.health(), Health)
+    assert_type(made.token_source, TokenSource | None)
