@@ -8,7 +8,6 @@ in their order, each slot on a journey of its own: their new owners need not be 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +26,7 @@ from ._plans import Plan, awaited
 from ._redirects import Action, judge
 
 if TYPE_CHECKING:
+    from .._redis_py import Address
     from ._topology import Topology
 
 __all__ = ["Errand", "Ways", "run"]
@@ -164,6 +164,8 @@ async def run(ways: Ways, errands: Sequence[Errand], encode: Callable[[Any], Any
                     lane = lanes[errand.lane] = Lane(ways)
                 lane.add(errand, failures.get(errand.node))
         await _all(lane.travel() for lane in lanes.values())
+        for share in shares:
+            await share.recorded()
     finally:
         for share in shares:
             share.withdraw()
@@ -249,7 +251,7 @@ class Share:
         self._shared = all(errand.route is Route.SHARED for errand in errands)
         self._chunk: Chunk | None = None
         self._future: asyncio.Future[list[Any]] | None = None
-        self._record = recording("PIPELINE", node.multiplexed) if node.is_connected else None
+        self._record = recording("PIPELINE", self, in_cluster=True)
 
     def pack(self) -> bool:
         """Pack what is sent first, if it can be at once; redis-py's DataError of all of it."""
@@ -290,27 +292,23 @@ class Share:
                 self.failure = exc
             else:
                 self.failure = self._chunk.sort(replies, self._ways)
-        done = self.failure is not None or not self._left()
-        if done and self._record is not None:
-            await self._recorded()
-        return done
+        return self.failure is not None or not self._left()
+
+    @property
+    def address(self) -> Address | None:
+        """Where its connection leads, None where there never was one."""
+        return self.node.multiplexed.address if self.node.was_connected else None
 
     def _left(self) -> list[Errand]:
         return [errand for errand in self.errands if errand.waits]
 
-    async def _recorded(self) -> None:
-        """Have redis-py's metrics know of it."""
-        record, self._record = self._record, None
-        assert record is not None
+    async def recorded(self) -> None:
+        """Have redis-py's metrics know of it, if there are any."""
+        record, self._record = self._record, None  # which refers to us
+        if record is None:
+            return
         errors = (each.reply for each in self.errands if isinstance(each.reply, Exception))
-        failure = self.failure or next(errors, None)
-
-        async def outcome() -> None:
-            if failure is not None:
-                raise failure
-
-        with contextlib.suppress(redis_exceptions.RedisError):
-            await record.around(outcome())
+        await record.ended(next(errors, None))
 
     async def go_on(self) -> None:
         """Send the rest, if there is a connection, piece by piece."""
@@ -321,8 +319,6 @@ class Share:
                 await send(self._ways, self.node, self._left(), asking=False)
         except redis_exceptions.RedisError as exc:
             self.failure = exc
-        if self._record is not None:
-            await self._recorded()
 
 
 async def send(ways: Ways, node: Node, errands: Sequence[Errand], *, asking: bool) -> None:

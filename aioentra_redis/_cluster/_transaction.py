@@ -185,7 +185,7 @@ class EntraClusterTransaction(EntraClusterPipeline):
                 return await _submitted(node, sent, asking)
 
             replies = journey.run(attempt)
-            record = recording("TRANSACTION", self._place(slot))
+            record = recording("TRANSACTION", journey, in_cluster=True)
             reading = Reading(
                 self.cluster_client.response_callbacks, lambda error: error, annotate_in_transaction
             )
@@ -195,10 +195,6 @@ class EntraClusterTransaction(EntraClusterPipeline):
             return await results
         finally:
             await self.reset()
-
-    def _place(self, slot: int) -> Any:
-        node = self.nodes_manager.owners(slot)[0]
-        return node.client.multiplexed
 
     async def _prepare(
         self, stack: Sequence[Command]

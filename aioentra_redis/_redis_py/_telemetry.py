@@ -81,6 +81,10 @@ class Recording:
         await self._duration()
         return reply
 
+    async def ended(self, error: Exception | None) -> None:
+        """It is over; redis-py does not count the ``error`` of one node's share of a pipeline."""
+        await (self._duration() if error is None else self._duration(error=error))
+
     async def repeated(self, error: Exception) -> None:
         """An attempt has failed and another one follows."""
         self._failures += 1

@@ -66,6 +66,27 @@ async def program(client: Any) -> None:
     assert await client.ping()
 
 
+async def queue(client: Any) -> None:
+    """A pipeline, and one with an error among its replies."""
+    assert await client.pipeline().set("k", "v").set("l", "v").execute() == [True, True]
+    replies = await client.pipeline().execute_command("BAD", "k").execute(raise_on_error=False)
+    assert isinstance(replies[0], redis_exceptions.ResponseError)
+
+
+@pytest.mark.capability("metrics")
+async def test_pipelines_record_the_same(meter: Meter):
+    found = []
+    for kind in (redis.asyncio.RedisCluster, EntraRedisCluster):
+        meter.fresh()
+        meter.switch_on()
+        async with client_of(kind) as client:
+            await queue(client)
+        found.append((meter.commands(), meter.errors()))
+    plain, ours = found
+    assert [each for each in plain[0] if "PIPELINE" in str(each)]
+    assert ours == plain
+
+
 @pytest.mark.capability("metrics")
 async def test_the_same_program_records_the_same(meter: Meter):
     found = []
