@@ -14,12 +14,18 @@ import pytest
 from support.cluster_fixtures import server_cluster, server_cluster_process
 
 from aioentra_redis.emulator.pytest_plugin import (
+    entra_cluster,
+    entra_cluster_options,
+    entra_cluster_process,
     entra_emulator,
     entra_emulator_options,
     entra_emulator_process,
 )
 
 __all__ = [
+    "entra_cluster",
+    "entra_cluster_options",
+    "entra_cluster_process",
     "entra_emulator",
     "entra_emulator_options",
     "entra_emulator_process",
