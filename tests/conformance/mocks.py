@@ -17,34 +17,49 @@ from redis.asyncio.connection import Connection
 
 from aioentra_redis._cluster import _client
 from aioentra_redis._cluster._nodes import _NOT_CONNECTED, Node
-from aioentra_redis._redis_py import lease_now
 
 __all__ = ["MockableNode", "use_mockable_nodes"]
 
 STOCK = ClusterNode
-WATCHED = ("execute_command", "parse_response")
-ORIGINAL = {name: getattr(Connection, name) for name in ("send_command", "read_response")}
 
 
 class MockableNode(Node):
     """A node that goes redis-py's way while a test mocks something of that way."""
 
-    execute_pipeline = STOCK.execute_pipeline
     parse_response = STOCK.parse_response
 
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        if self.is_mocked:
-            return await STOCK.execute_command(self, *args, **options)
-        return await Node.execute_command(self, *args, **options)
+    async def execute_command(
+        self, *args: Any, asking: bool = False, connect: bool = True, **options: Any
+    ) -> Any:
+        if not self.is_mocked:
+            return await Node.execute_command(
+                self, *args, asking=asking, connect=connect, **options
+            )
+        if asking and args[0] != "HIMPORT SET":  # which redis-py puts ASKING in front of itself
+            await STOCK.execute_command(self, "ASKING")
+            asking = False
+        return await STOCK.execute_command(self, *args, asking=asking, **options)
+
+    async def execute_pipeline(self, commands: Any) -> bool:
+        if not self.is_mocked:
+            return await Node.execute_pipeline(self, commands)
+        return await STOCK.execute_pipeline(self, commands)
 
     @property
     def is_mocked(self) -> bool:
-        """Whether a test has put mocks where redis-py's node would use them."""
+        """Whether a test has put mocks where redis-py's node would use them.
+
+        One that no client of ours has made is redis-py's own as a whole.
+        """
+        if self._common is None:
+            return True
         if any(isinstance(each, mock.NonCallableMock) for each in self._free):
             return True
-        if any(getattr(MockableNode, name) is not it for name, it in UNTOUCHED.items()):
-            return True
-        return any(getattr(Connection, name) is not it for name, it in ORIGINAL.items())
+        return any(
+            getattr(owner, name) is not it
+            for owner, names in UNTOUCHED.items()
+            for name, it in names.items()
+        )
 
     # -- what the product asks a node ------------------------------------------------------------
 
@@ -61,42 +76,32 @@ class MockableNode(Node):
         return self.is_mocked or super().is_connected
 
     @property
-    def client(self) -> Any:
-        return StandIn(self) if self.is_mocked else self._own_client
-
-    @property
-    def _own_client(self) -> Any:
-        return super().client
+    def was_connected(self) -> bool:
+        return self.is_mocked or super().was_connected
 
     # -- what redis-py's own way asks of one -----------------------------------------------------
 
     def acquire_connection(self) -> Any:
-        if self._free:
-            return self._free.popleft()
-        return lease_now(self._own_client.connection_pool)
+        if self._common is None:
+            return STOCK.acquire_connection(self)
+        return self._free.popleft() if self._free else super().acquire_connection()
 
     def release(self, connection: Any) -> None:
-        if isinstance(connection, mock.NonCallableMock):
+        if self._common is None:
+            STOCK.release(self, connection)
+        elif isinstance(connection, mock.NonCallableMock):
             self._free.append(connection)
         else:
             super().release(connection)
 
 
-UNTOUCHED = {name: getattr(MockableNode, name) for name in WATCHED}
-
-
-class StandIn:
-    """What stands in for the client of a node that is mocked."""
-
-    def __init__(self, node: MockableNode) -> None:
-        self._node = node
-
-    async def attempt(
-        self, plan: Any, args: tuple[Any, ...], options: dict[str, Any], *, asking: bool
-    ) -> Any:
-        if asking:
-            await self._node.execute_command("ASKING")
-        return await self._node.execute_command(*args, **options)
+UNTOUCHED: dict[type, dict[str, Any]] = {
+    MockableNode: {
+        name: getattr(MockableNode, name) for name in ("execute_command", "parse_response")
+    },
+    Connection: {name: getattr(Connection, name) for name in ("send_command", "read_response")},
+}
+"""What tests replace."""
 
 
 def use_mockable_nodes() -> None:
