@@ -1,13 +1,15 @@
 """The long run: ``python -m differential --commands 100000``; ``nox -s differential`` passes it on.
 
-Half of it is on Valkey, with clients that sign in with tokens and clients that don't, half on the
-emulator, over TLS and with tokens that are checked. It ends with a table.
+A third of it is on Valkey, with clients that sign in with tokens and clients that don't, a third on
+the emulator, over TLS and with tokens that are checked, and a third on a cluster of Valkeys. It
+ends with a table.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import importlib.metadata
 import logging
@@ -20,7 +22,7 @@ from aioentra_redis.emulator import Emulator
 from .campaign import campaign
 from .comparison import Difference
 from .contest import Contest, Tally
-from .peers import EmulatorPeer, Peer, Valkey, valkey
+from .peers import EmulatorPeer, Oracle, Peer, valkey, valkey_cluster
 
 
 def main() -> int:
@@ -33,10 +35,19 @@ def main() -> int:
         f"hypothesis {importlib.metadata.version('hypothesis')}; seed {options.seed}, a new token "
         f"every {options.rotate:g} s"
     )
-    with valkey() as oracle, valkey() as plain, Emulator() as emulator:
-        peers = {"valkey": plain, "emulator": EmulatorPeer(emulator)}
-        chosen: list[Peer] = [peers[name] for name in options.on.split(",")]
-        return asyncio.run(_run(oracle, chosen, options))
+    with contextlib.ExitStack() as stack:
+        chosen = [_pair(name, stack) for name in options.on.split(",")]
+        return asyncio.run(_run(chosen, options))
+
+
+def _pair(name: str, stack: contextlib.ExitStack) -> tuple[Oracle, Peer]:
+    """Where redis-py's client runs, and where ours does."""
+    if name == "cluster":
+        return stack.enter_context(valkey_cluster()), stack.enter_context(valkey_cluster())
+    oracle = stack.enter_context(valkey())
+    if name == "emulator":
+        return oracle, EmulatorPeer(stack.enter_context(Emulator()))
+    return oracle, stack.enter_context(valkey())
 
 
 def _options() -> argparse.Namespace:
@@ -44,21 +55,21 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--commands", type=int, default=110_000, help="how many at least, in all")
     parser.add_argument("--seed", type=int, default=1, help="another one makes other programs")
     parser.add_argument("--rotate", type=float, default=0.4, help="seconds from token to token")
-    parser.add_argument("--on", default="valkey,emulator", help="which servers, by comma")
+    parser.add_argument("--on", default="valkey,emulator,cluster", help="by comma")
     parser.add_argument("--shrink", action="store_true", help="look for the simplest program")
     return parser.parse_args()
 
 
-async def _run(oracle: Valkey, peers: list[Peer], options: argparse.Namespace) -> int:
+async def _run(pairs: list[tuple[Oracle, Peer]], options: argparse.Namespace) -> int:
     tallies: dict[str, Tally] = {}
     failed = False
-    for peer in peers:
+    for oracle, peer in pairs:
         started = time.monotonic()
         async with Contest(oracle, peer, rotate=options.rotate) as contest:
             try:
                 await campaign(
                     contest,
-                    commands=options.commands // len(peers),
+                    commands=options.commands // len(pairs),
                     seed=options.seed,
                     shrink=options.shrink,
                 )

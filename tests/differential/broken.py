@@ -11,10 +11,10 @@ from typing import Any
 
 import redis.asyncio
 
-from aioentra_redis import EntraRedis
+from aioentra_redis import EntraRedis, EntraRedisCluster
 from aioentra_redis._multiplex._session import Session
 
-__all__ = ["BROKEN", "AnotherDatabase", "SwappedReplies"]
+__all__ = ["BROKEN", "AnotherDatabase", "SentTwice", "SwappedReplies"]
 
 
 class AnotherDatabase(EntraRedis):
@@ -120,3 +120,18 @@ BROKEN = (
     UndecodedOption,
     TornTransactions,
 )
+
+
+class SentTwice(EntraRedisCluster):
+    """Sends a command again now and then, as if its node had not answered."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._number = itertools.count(1)
+        super().__init__(*args, **kwargs)
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        reply = await super().execute_command(*args, **options)
+        waits = str(args[0]).startswith(("B", "XREAD"))
+        if not waits and next(self._number) % 25 == 0:
+            return await super().execute_command(*args, **options)
+        return reply

@@ -53,7 +53,7 @@ async def campaign(
         phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
         suppress_health_check=list(HealthCheck),
         print_blob=False,
-    )(hypothesis.given(programs(contest.variants))(play))
+    )(hypothesis.given(programs(contest.variants, cluster=contest.is_cluster))(play))
     with warnings.catch_warnings():
         # It sees that others used `random` while it made up a program: those were jitters.
         warnings.filterwarnings("ignore", "Do not use the `random` module inside strategies")

@@ -47,6 +47,8 @@ def compare_replies(program: Program, plain: Run, ours: Run) -> tuple[int, int]:
         for at, (step, expected, got) in enumerate(zip(script, theirs, mine, strict=True)):
             if isinstance(step, Cancelled) and any(each.value is CANCELLED for each in got):
                 continue
+            if any(map(_is_a_flaw_of_redis_py, expected)):
+                continue  # what it has done is compared all the same
             where = f"coroutine {number}, step {at}, {step!r:.600}"
             if len(expected) != len(got):
                 raise Difference(f"{where}: {_shown(expected)} / ours: {_shown(got)}")
@@ -60,6 +62,17 @@ def compare_replies(program: Program, plain: Run, ours: Run) -> tuple[int, int]:
                         f"  ours:     {_shown(other.value)}"
                     ) from (other.value if isinstance(other.value, Exception) else None)
     return compared, errors
+
+
+def _is_a_flaw_of_redis_py(reply: Reply) -> bool:
+    """Whether redis-py has passed an option of its own on to a response callback.
+
+    Its cluster client does in transactions, when they have been executed.
+    """
+    return isinstance(reply.value, TypeError) and _OWN_OPTION in str(reply.value)
+
+
+_OWN_OPTION = "got an unexpected keyword argument 'keys'"
 
 
 def same(plain: Any, ours: Any) -> bool:

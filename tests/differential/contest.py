@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from aioentra_redis import ConnectionOpened, EntraRedis, Event, Reauthenticated, TokenPublished
+from aioentra_redis import ConnectionOpened, Event, Reauthenticated, TokenPublished
 
 from .comparison import Difference, compare_replies, compare_states
-from .peers import VARIANTS, Peer, Valkey, commands, contents
+from .peers import VARIANTS, Oracle, Peer
 from .program import Program
 from .runner import Counts, run
 
@@ -36,6 +36,10 @@ NOT_COUNTED = _names(
 )
 """What a connection is set up and kept with, what may be waited for in slices, and what takes as
 many calls as the server's memory is laid out for."""
+
+
+FOR_THE_CLUSTER = _names("asking cluster|myid cluster|slots command command|getkeys readonly")
+"""What a cluster's client finds its way with."""
 
 
 @dataclass(slots=True)
@@ -64,10 +68,10 @@ class Contest:
 
     def __init__(
         self,
-        oracle: Valkey,
+        oracle: Oracle,
         peer: Peer,
         *,
-        client_class: type[EntraRedis] = EntraRedis,
+        client_class: type[Any] | None = None,
         rotate: float = 0.4,
     ) -> None:
         self.tally = Tally()
@@ -76,7 +80,12 @@ class Contest:
         self._client_class = client_class
         self._source = peer.source(rotate * 2, on_event=self._on_event)
         self._plain: dict[str, Any] = {}
-        self._ours: dict[str, EntraRedis] = {}
+        self._ours: dict[str, Any] = {}
+
+    @property
+    def is_cluster(self) -> bool:
+        """Whether the programs are to be for a cluster."""
+        return self._peer.is_cluster
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -115,7 +124,7 @@ class Contest:
             await self._ours.pop(program.variant).aclose()
             raise
 
-    def _clients(self, variant: str) -> tuple[Any, EntraRedis]:
+    def _clients(self, variant: str) -> tuple[Any, Any]:
         options = VARIANTS[variant].options
         if variant not in self._plain:
             self._plain[variant] = self._oracle.plain(**options)
@@ -131,10 +140,11 @@ class Contest:
         return self._plain[variant], self._ours[variant]
 
     async def _play(self, program: Program, plain: Any, ours: Any) -> None:
+        if self.is_cluster:  # redis-py sends some of its first commands twice otherwise
+            await plain.initialize()
         for admin in self._admins:
-            await admin.flushall()
-            await admin.script_flush()  # or one server would know a script that the other doesn't
-        before = [await commands(admin) for admin in self._admins]
+            await admin.empty()
+        before = [await admin.commands() for admin in self._admins]
         runs = []
         for client in (plain, ours):
             try:
@@ -142,14 +152,13 @@ class Contest:
                     runs.append(await run(client, program, cancelling=client is ours))
             except TimeoutError as exc:
                 raise Difference(f"{client!r} has not come to an end") from exc
-        after = [await commands(admin) for admin in self._admins]
-        asked = [
-            collections.Counter(late) - collections.Counter(early)
-            for late, early in zip(after, before, strict=True)
-        ]
+        after = [await admin.commands() for admin in self._admins]
+        asked = [late - early for late, early in zip(after, before, strict=True)]
         replies, errors = compare_replies(program, *runs)
-        _compare_commands(*asked, slack=runs[1].counts.cancelled_calls)
-        states = [await contents(admin) for admin in self._admins]
+        not_counted = NOT_COUNTED | FOR_THE_CLUSTER if self.is_cluster else NOT_COUNTED
+        slack = runs[1].counts.cancelled_calls
+        _compare_commands(*asked, slack=slack, not_counted=not_counted)
+        states = [await admin.contents() for admin in self._admins]
         self._count(runs[1].counts, replies, errors, compare_states(program, *states), asked)
 
     def _count(
@@ -173,13 +182,17 @@ class Contest:
 
 
 def _compare_commands(
-    plain: collections.Counter[str], ours: collections.Counter[str], *, slack: int
+    plain: collections.Counter[str],
+    ours: collections.Counter[str],
+    *,
+    slack: int,
+    not_counted: frozenset[str],
 ) -> None:
     """Raise ``Difference`` if the servers were not asked for the same: something was repeated, or
     never sent. Of what was cancelled, up to ``slack`` commands may be missing."""
     missing = 0
     for name in sorted({*plain, *ours}):
-        if name in NOT_COUNTED or name.startswith("client|"):
+        if name in not_counted or name.startswith("client|"):
             continue
         missing += plain[name] - ours[name]
         if ours[name] > plain[name]:

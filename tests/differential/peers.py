@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import collections
 import contextlib
 import re
 import socket
@@ -14,21 +16,24 @@ from typing import Any, Protocol
 
 import redis.asyncio
 from support.free_tokens import OID, free_source
+from support.server_cluster import ServerCluster
 from support.signing_in import minted_source
 
-from aioentra_redis import EntraRedis, TokenSource
+from aioentra_redis import EntraRedis, EntraRedisCluster, TokenSource
 from aioentra_redis.emulator import Emulator
 from aioentra_redis.emulator._server import find_server
 
 __all__ = [
     "VARIANTS",
+    "Admin",
     "EmulatorPeer",
+    "Oracle",
     "Peer",
     "Valkey",
+    "ValkeyCluster",
     "Variant",
-    "commands",
-    "contents",
     "valkey",
+    "valkey_cluster",
 ]
 
 # -- clients -------------------------------------------------------------------------------------
@@ -64,17 +69,18 @@ class Peer(Protocol):
 
     name: str
     variants: tuple[str, ...]
+    is_cluster: bool
 
     def source(self, believed: float, **options: Any) -> TokenSource:
         """A token source that renews after half of ``believed`` seconds."""
 
     def ours(
-        self, client_class: type[EntraRedis], source: TokenSource | None, **options: Any
-    ) -> EntraRedis:
-        """A client of ours."""
+        self, client_class: type[Any] | None, source: TokenSource | None, **options: Any
+    ) -> Any:
+        """A client of ours, or of a broken class."""
 
-    async def admin(self) -> redis.asyncio.Redis:
-        """A plain client to look into the server with."""
+    async def admin(self) -> Admin:
+        """What looks into the server."""
 
 
 # -- Valkey --------------------------------------------------------------------------------------
@@ -84,6 +90,7 @@ class Valkey:
     """A server that lets everybody in, and takes any token from one user; the fastest peer."""
 
     name = "Valkey"
+    is_cluster = False
     variants = tuple(VARIANTS)
 
     def __init__(self, port: int) -> None:
@@ -97,12 +104,14 @@ class Valkey:
         return free_source(believed, **options)
 
     def ours(
-        self, client_class: type[EntraRedis], source: TokenSource | None, **options: Any
-    ) -> EntraRedis:
-        return client_class(host="127.0.0.1", port=self.port, token_source=source, **options)
+        self, client_class: type[Any] | None, source: TokenSource | None, **options: Any
+    ) -> Any:
+        return (client_class or EntraRedis)(
+            host="127.0.0.1", port=self.port, token_source=source, **options
+        )
 
-    async def admin(self) -> redis.asyncio.Redis:
-        return self.plain(protocol=2)
+    async def admin(self) -> Admin:
+        return Admin(self.plain(protocol=2))
 
 
 @contextlib.contextmanager
@@ -146,6 +155,7 @@ class EmulatorPeer:
     """The emulator: TLS, and tokens that are checked and end."""
 
     name = "emulator"
+    is_cluster = False
     variants = tuple(name for name, variant in VARIANTS.items() if variant.tokens)
 
     def __init__(self, emulator: Emulator) -> None:
@@ -155,23 +165,74 @@ class EmulatorPeer:
         return minted_source(self._emulator, believed=believed, **options)
 
     def ours(
-        self, client_class: type[EntraRedis], source: TokenSource | None, **options: Any
-    ) -> EntraRedis:
-        return client_class.from_url(
+        self, client_class: type[Any] | None, source: TokenSource | None, **options: Any
+    ) -> Any:
+        return (client_class or EntraRedis).from_url(
             self._emulator.url,
             token_source=source,
             ssl_ca_certs=self._emulator.ca_file,
             **options,
         )
 
-    async def admin(self) -> redis.asyncio.Redis:
-        return redis.asyncio.Redis.from_url(
-            self._emulator.url,
-            username=self._emulator.service_principal.object_id,
-            password=await self._emulator.issue_token(lifetime=36_000),
-            ssl_ca_certs=self._emulator.ca_file,
-            protocol=2,
+    async def admin(self) -> Admin:
+        return Admin(
+            redis.asyncio.Redis.from_url(
+                self._emulator.url,
+                username=self._emulator.service_principal.object_id,
+                password=await self._emulator.issue_token(lifetime=36_000),
+                ssl_ca_certs=self._emulator.ca_file,
+                protocol=2,
+            )
         )
+
+
+# -- a cluster -----------------------------------------------------------------------------------
+
+
+class ValkeyCluster:
+    """Three primaries that let everybody in, as ``Valkey`` does."""
+
+    name = "cluster"
+    is_cluster = True
+    # Those that can decode anything: redis-py's pipelines end with ConnectionError otherwise.
+    variants = tuple(name for name in VARIANTS if "str" not in name)
+
+    def __init__(self, cluster: ServerCluster) -> None:
+        self._cluster = cluster
+
+    def plain(self, **options: Any) -> redis.asyncio.RedisCluster:
+        """redis-py's client."""
+        return redis.asyncio.RedisCluster(*self._cluster.startup, **options)
+
+    def source(self, believed: float, **options: Any) -> TokenSource:
+        return free_source(believed, **options)
+
+    def ours(
+        self, client_class: type[Any] | None, source: TokenSource | None, **options: Any
+    ) -> EntraRedisCluster:
+        made: EntraRedisCluster = (client_class or EntraRedisCluster)(
+            *self._cluster.startup, token_source=source, **options
+        )
+        return made
+
+    async def admin(self) -> Admin:
+        nodes = await self._cluster.primaries()
+        return Admin(*(redis.asyncio.Redis(port=node.port, protocol=2) for node in nodes))
+
+
+Oracle = Valkey | ValkeyCluster
+"""Where redis-py's client runs."""
+
+
+@contextlib.contextmanager
+def valkey_cluster() -> Iterator[ValkeyCluster]:
+    """Run a cluster without replicas or persistence."""
+    cluster = ServerCluster(3, 0, users=[OID])
+    try:
+        asyncio.run(cluster.start())
+        yield ValkeyCluster(cluster)
+    finally:
+        cluster.stop()
 
 
 # -- looking in ----------------------------------------------------------------------------------
@@ -184,6 +245,38 @@ READS = {
     b"zset": lambda pipe, key: pipe.zrange(key, 0, -1, withscores=True),
     b"stream": lambda pipe, key: pipe.xrange(key),
 }
+
+
+class Admin:
+    """Looks into a server, or into all primaries of a cluster, with plain clients."""
+
+    def __init__(self, *nodes: redis.asyncio.Redis) -> None:
+        self._nodes = nodes
+
+    async def empty(self) -> None:
+        """Remove all keys and scripts."""
+        for node in self._nodes:
+            await node.flushall()
+            await node.script_flush()  # or one server would know a script that the other doesn't
+
+    async def contents(self) -> dict[str, dict[str, Any]]:
+        """What is in each key, of all nodes together; see ``contents``."""
+        found: dict[str, dict[str, Any]] = {}
+        for node in self._nodes:
+            for database, keys in (await contents(node)).items():
+                found.setdefault(database, {}).update(keys)
+        return found
+
+    async def commands(self) -> collections.Counter[str]:
+        """How often each command was asked for, of all nodes together."""
+        found: collections.Counter[str] = collections.Counter()
+        for node in self._nodes:
+            found.update(await commands(node))
+        return found
+
+    async def aclose(self) -> None:
+        for node in self._nodes:
+            await node.aclose()
 
 
 async def contents(admin: redis.asyncio.Redis) -> dict[str, dict[str, Any]]:

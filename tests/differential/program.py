@@ -24,6 +24,7 @@ __all__ = [
     "Pipeline",
     "Program",
     "Scripted",
+    "Spread",
     "Step",
     "Text",
     "Transaction",
@@ -44,6 +45,16 @@ class Key:
 
     def __repr__(self) -> str:
         return f"Key({self.name + self.suffix!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A key of the coroutine's own that, in a cluster, is in another slot than all its others."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return f"Spread({self.name!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +82,8 @@ def resolve(argument: Any, space: str) -> Any:
     match argument:
         case Key(name, suffix):
             return f"{space}:{name}{suffix}"
+        case Spread(name):
+            return f"{{{space.strip('{}')}/{name}}}:{name}"
         case Text(text):
             return f"{text}/{space}"
         case Large(size):

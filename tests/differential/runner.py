@@ -95,7 +95,7 @@ class _Scene:
     ) -> None:
         self._client = client
         self._number = number
-        self._space = f"w{number}"
+        self._space = f"{{w{number}}}"  # in a cluster, one slot
         self._steps = steps
         self._cancelling = cancelling
         self._counts = counts
@@ -315,4 +315,4 @@ async def take_turns(turns: int) -> None:
 
 def fresh_space(worker: int, step: int) -> str:
     """Where the keys of a blocking or cancelled step are, which nothing else touches."""
-    return f"x{worker}:{step}"
+    return f"{{x{worker}:{step}}}"

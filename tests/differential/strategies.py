@@ -12,9 +12,12 @@ from .commands import (
     BLOCKING,
     CALLBACK_RAISES,
     ITERATORS,
+    KEYS_ANYWHERE,
     NEVER_ENDING,
     NOTHING_TO_POP,
     ODD,
+    SPREAD,
+    SPREAD_IN_PIPELINES,
     THEMES,
     VALUE,
     WRITES,
@@ -72,8 +75,27 @@ CANCELLED = weighted(
 COPIED = st.builds(Copied, VALUE, st.just(Key("s0")), st.just(Key("s1")))
 
 
-def _steps(theme: SearchStrategy[Call]) -> SearchStrategy[Step]:
+def _has_text_for_a_name(call: Call) -> bool:
+    """Whether redis-py's cluster client can look its command up."""
+    return call.method != "execute_command" or isinstance(call.args[0], str)
+
+
+def _has_its_keys_in_place(call: Call) -> bool:
+    """Whether redis-py's cluster client can tell its keys in a transaction."""
+    # UNLINK is a coroutine there that nobody awaits.
+    known = call.method not in KEYS_ANYWHERE and call.method != "unlink"
+    return known and _has_text_for_a_name(call)
+
+
+def _steps(theme: SearchStrategy[Call], cluster: bool) -> SearchStrategy[Step]:
     calls = weighted((12, theme), (2, ANYTHING), (1, ODD))
+    alone, scripted, cancelled = calls, SCRIPTED, CANCELLED
+    if cluster:
+        alone = calls.filter(_has_text_for_a_name)
+        # Without a key redis-py refuses a command when it is queued.
+        calls = theme.filter(_has_its_keys_in_place)
+        scripted = SCRIPTED.filter(lambda step: step.transaction is None)
+        cancelled = CANCELLED.filter(lambda step: all(map(_has_its_keys_in_place, step.calls)))
     pipeline = st.builds(Pipeline, _calls(calls, 0, 6), st.booleans(), st.booleans())
     # A few calls many times over: cheap to make up, and long enough to be cut.
     long_pipeline = st.builds(
@@ -89,8 +111,12 @@ def _steps(theme: SearchStrategy[Call]) -> SearchStrategy[Step]:
         st.one_of(st.none(), WRITES),
         _calls(calls, 0, 3),
     )
+    elsewhere = (
+        (8, SPREAD),
+        (3, st.builds(Pipeline, _calls(SPREAD_IN_PIPELINES, 0, 8), st.just(False), st.booleans())),
+    )
     return weighted(
-        (40, calls),
+        (40, alone),
         (2, ITERATORS),
         (2, NOTHING_TO_POP),
         (1, CALLBACK_RAISES),
@@ -99,18 +125,19 @@ def _steps(theme: SearchStrategy[Call]) -> SearchStrategy[Step]:
         (1, long_pipeline),
         (3, watched),
         (2, TRANSACTION),
-        (3, SCRIPTED),
+        (3, scripted),
         (3, BLOCKED),
-        (8, CANCELLED),
-        (2, st.builds(OwnConnection, _calls(calls, 0, 3))),
+        (8, cancelled),
+        *(elsewhere if cluster else [(2, st.builds(OwnConnection, _calls(calls, 0, 3)))]),
         (3, COPIED),
         (1, st.just(Locked(Key("lock")))),
     )
 
 
-def programs(variants: Sequence[str]) -> SearchStrategy[Program]:
+def programs(variants: Sequence[str], *, cluster: bool = False) -> SearchStrategy[Program]:
     """Programs for clients of these kinds."""
-    scripts = [st.lists(_steps(theme), min_size=4, max_size=30).map(tuple) for theme in THEMES]
+    steps = [_steps(theme, cluster) for theme in THEMES]
+    scripts = [st.lists(each, min_size=4, max_size=30).map(tuple) for each in steps]
     return st.builds(
         Program,
         st.sampled_from(list(variants)),
