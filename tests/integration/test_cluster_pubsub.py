@@ -16,7 +16,7 @@ from support.server_cluster import ClusterNode, ServerCluster
 from support.slot_migration import Migration, slot_of
 
 from aioentra_redis import EntraRedisCluster, MessagesMayBeMissing
-from aioentra_redis.errors import ClosedError
+from aioentra_redis.errors import ClosedError, ConnectionLostError
 
 pytestmark = [pytest.mark.emulator, pytest.mark.timeout(120)]
 
@@ -132,7 +132,17 @@ async def test_a_subscriber_goes_to_another_node_when_its_own_is_lost(
     await pubsub.psubscribe("pattern")
     await client.execute_command("PUBLISH", "channel", "before")
     assert await message_of(pubsub) == "before"
-    reading = asyncio.create_task(message_of(pubsub))
+
+
+    async def read_on() -> Any:
+        """As with redis-py's subscriber: the loss may be raised, and the next read goes on."""
+        while True:
+            try:
+                return await message_of(pubsub)
+            except ConnectionLostError:
+                await asyncio.sleep(0.05)
+
+    reading = asyncio.create_task(read_on())
     victim = server_cluster.at(pubsub.get_pubsub_node().port)
     victim.kill()
     node = server_cluster.living()[0]
@@ -172,7 +182,9 @@ async def test_sharded_channels_of_all_nodes_are_read_from_one_place(
     kinds = [(await pubsub.get_sharded_message(timeout=1))["type"] for _ in range(29)]
     assert kinds == ["sunsubscribe"] * 29
     assert list(pubsub.shard_channels) == channels[29:]
-    assert len(client.auth_status()) == 3 + 1  # a connection for each node, and one subscriber's
+    rows = client.auth_status()
+    assert len(rows) == len({row.host for row in rows}) + 1  # one for each node, and one subscriber
+    assert len(rows) <= 3 + 1 + 1  # the entry may be a replica by now
     await pubsub.sunsubscribe()
     await pubsub.get_sharded_message(timeout=1)
     assert not pubsub.subscribed
