@@ -133,7 +133,6 @@ async def test_a_subscriber_goes_to_another_node_when_its_own_is_lost(
     await client.execute_command("PUBLISH", "channel", "before")
     assert await message_of(pubsub) == "before"
 
-
     async def read_on() -> Any:
         """As with redis-py's subscriber: the loss may be raised, and the next read goes on."""
         while True:
