@@ -88,6 +88,8 @@ class EntraRedisCluster(ClusterCommands):
     may use the client at once; another loop or process needs its own.
     """
 
+    startup_nodes: list[Any]
+
     def __init__(
         self,
         host: str | None = None,

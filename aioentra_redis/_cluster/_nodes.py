@@ -229,6 +229,10 @@ class Node(NodeBase):
     ``target_nodes=``.
     """
 
+    response_callbacks: Any
+    max_connections: int
+    connection_kwargs: dict[str, Any]
+
     def __init__(
         self,
         host: str,
@@ -252,7 +256,7 @@ class Node(NodeBase):
         self._client: NodeClient | None = None
         self._usable: asyncio.Task[None] | None = None
         self.multiplexed: MultiplexedConnection = _NOT_CONNECTED
-        self.retired = False
+        self.retired: bool = False
         """It has left the cluster, or the client has been closed."""
 
     @property

@@ -57,6 +57,11 @@ class Topology(TopologyBase):
     ``steps`` is redis-py's ``reinitialize_steps=``.
     """
 
+    slots_cache: dict[int, list[Any]]
+    nodes_cache: dict[str, Any]
+    startup_nodes: dict[str, Any]
+    default_node: Any
+
     def __init__(
         self,
         stock: Any,
@@ -84,7 +89,7 @@ class Topology(TopologyBase):
         self._retiring: set[asyncio.Task[None]] = set()
         self._telling: set[asyncio.Task[None]] = set()
         self._repeats = Repeats()
-        self.closed = False
+        self.closed: bool = False
 
     # -- questions -------------------------------------------------------------------------------
 

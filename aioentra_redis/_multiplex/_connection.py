@@ -72,6 +72,10 @@ class MultiplexedConnection:
     source or None. Times are in seconds. Belongs to the loop of its first use.
     """
 
+    host: str
+    port: int
+    tls: bool
+
     def __init__(
         self,
         pool: redis.asyncio.ConnectionPool,
@@ -90,7 +94,7 @@ class MultiplexedConnection:
         self.few = FEW  # what its sessions take for few callers
         self._pool = weakref.ref(pool)
         self.host, self.port, self.tls = pool_endpoint(pool)
-        self.follows_a_master = follows_a_master(pool)
+        self.follows_a_master: bool = follows_a_master(pool)
         self.recovery_timeout = recovery_timeout
         self.close_timeout = close_timeout
         self.hub = hub
@@ -108,7 +112,7 @@ class MultiplexedConnection:
         self._last_error: Exception | None = None
         self._repeats = Repeats()
         self._closing: asyncio.Task[None] | None = None
-        self.closed = False
+        self.closed: bool = False
 
     def check_times(self, **times: float) -> None:
         """Refuse what another client of the same pool, and so of this connection, has settled."""

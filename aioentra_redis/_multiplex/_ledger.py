@@ -63,11 +63,11 @@ class Ledger:
 
     def __init__(self, connection: str, token: Token | None, latency: float) -> None:
         self.connection = connection
-        self.state = ConnectionState.AUTHENTICATED
+        self.state: ConnectionState = ConnectionState.AUTHENTICATED
         self.token = token
         self.last_auth_at: float | None = token.first_seen if token else None
-        self.last_auth_latency = latency
-        self.reauthentications = 0
+        self.last_auth_latency: float = latency
+        self.reauthentications: int = 0
         self.last_error: Exception | None = None
         """Why the connection is STALE."""
 

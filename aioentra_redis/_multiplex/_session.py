@@ -36,7 +36,7 @@ from ._ledger import Ledger
 
 if TYPE_CHECKING:
     from .._events import MaintenanceAnnounced
-    from .._redis_py import Dialed
+    from .._redis_py import Address, Dialed
     from .._token import Token
 
 __all__ = ["Session"]
@@ -87,7 +87,7 @@ class Session(Ending):
         self._home.check()
         self.dialed = dialed
         self._on_lost = on_lost
-        self.pack = dialed.pack
+        self.pack: Callable[[tuple[Any, ...]], Packed] = dialed.pack
         self._create_future = loop.create_future
         self._transport = dialed.transport
         self._engine = Engine(
@@ -98,20 +98,20 @@ class Session(Ending):
         )
         self._enqueue = self._engine.submit
         self._pushes: set[asyncio.Task[None]] = set()
-        self.name = f"connection-{next(_numbers)}"
-        self.host = dialed.host
-        self.address = dialed.address
+        self.name: str = f"connection-{next(_numbers)}"
+        self.host: str = dialed.host
+        self.address: Address = dialed.address
         self.on_watch: Callable[[], None] | None = None
         """Called with every look of the watchdog, a few times a second."""
         self.on_notice: Callable[[Session, MaintenanceAnnounced], None] | None = None
         """Called with what the server announces of its maintenance."""
-        self.ledger = Ledger(self.name, dialed.token, dialed.handshake_seconds)
+        self.ledger: Ledger = Ledger(self.name, dialed.token, dialed.handshake_seconds)
         self._repeats = Repeats()
         self.cause: Exception | None = None
-        self.closed = False
+        self.closed: bool = False
         self._lost: asyncio.Future[None] = loop.create_future()
 
-        self.congested = False
+        self.congested: bool = False
         self._paused = False
         self._gate: deque[asyncio.Future[None]] = deque()
         self._pending_bytes = 0

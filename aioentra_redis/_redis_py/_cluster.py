@@ -84,7 +84,9 @@ class NodeBase(ClusterNode):
     Its constructor would look "localhost" up, which blocks and loses the name that TLS verifies.
     """
 
+    host: str
     port: int
+    name: str
 
     def __init__(
         self, host: str, port: int, server_type: str | None = None, **options: Any
