@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import random
+from abc import abstractmethod
 from binascii import crc_hqx
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -62,14 +63,14 @@ class ClusterCommands(RedisCluster):
         """Raise ``ClosedError`` after ``aclose()``."""
 
     @property
+    @abstractmethod
     def token_source(self) -> TokenSource | None:
         """What this client signs in with, None if it does so in redis-py's own ways."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def _user_retry(self) -> Any:
         """The user's own ``retry=`` for what may have run, None without one."""
-        raise NotImplementedError
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Send one command and return its reply, as every method of this class does.

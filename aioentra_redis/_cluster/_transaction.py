@@ -84,7 +84,7 @@ class EntraClusterTransaction(EntraClusterPipeline):
         return self.execute_command(command, *keys)
 
     def mset_nonatomic(self, _: Any) -> Any:
-        """Not in a transaction, which is atomic."""
+        """Not in a transaction, which is atomic; redis-py's own error for it."""
         raise NotImplementedError("Method is not supported in transactional context.")
 
     def multi(self) -> None:
