@@ -15,7 +15,7 @@ import redis.asyncio
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from .program import Call, Key, Large, Spread, Text
+from .program import Call, Key, Large, Text
 
 __all__ = [
     "ANYTHING",
@@ -26,11 +26,11 @@ __all__ = [
     "NEVER_ENDING",
     "NOTHING_TO_POP",
     "ODD",
-    "SPREAD",
-    "SPREAD_IN_PIPELINES",
+    "SMALL",
     "THEMES",
     "VALUE",
     "WRITES",
+    "call",
     "weighted",
 ]
 
@@ -466,38 +466,3 @@ _MOVABLE = """
 KEYS_ANYWHERE = frozenset(_MOVABLE.split())
 """Of which only the server knows where the keys are. In a transaction redis-py asks it from another
 event loop, with connections that belong to this one."""
-
-
-# -- several slots -------------------------------------------------------------------------------
-
-_FAR = st.sampled_from([Spread(f"f{number}") for number in range(6)])
-_FARS = st.lists(_FAR, min_size=1, max_size=5, unique=True)
-# No text, which an encoding may refuse: redis-py has sent it to some nodes by then, ours to none.
-_FAR_VALUE = st.one_of(st.binary(max_size=5), SMALL, st.just(Large(9_000)))
-_FAR_VALUES = st.dictionaries(_FAR, _FAR_VALUE, min_size=1, max_size=5)
-
-SPREAD_IN_PIPELINES = st.one_of(
-    call("set", _FAR, _FAR_VALUE),
-    call("get", _FAR),
-    call("append", _FAR, _FAR_VALUE),
-    call("strlen", _FAR),
-    call("delete", _FAR),
-)
-"""Calls on keys of one slot each, which are not all in the same one."""
-
-SPREAD = st.one_of(
-    SPREAD_IN_PIPELINES,
-    call("mset_nonatomic", _FAR_VALUES),
-    call("mset_nonatomic", _FAR_VALUES),
-    call("mget_nonatomic", _FARS),
-    call("mget_nonatomic", _FARS),
-    call("mset", _FAR_VALUES),
-    call("mget", _FARS),
-    *(
-        st.builds(lambda name, keys: Call(name, tuple(keys)), st.just(name), _FARS)
-        for name in ("delete", "exists", "touch", "unlink")
-    ),
-    call("sunion", _FAR, _FAR),
-    call("rename", _FAR, _FAR),
-)
-"""Calls on keys in several slots, some of which are refused for that."""

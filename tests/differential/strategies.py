@@ -16,8 +16,6 @@ from .commands import (
     NEVER_ENDING,
     NOTHING_TO_POP,
     ODD,
-    SPREAD,
-    SPREAD_IN_PIPELINES,
     THEMES,
     VALUE,
     WRITES,
@@ -39,6 +37,7 @@ from .program import (
     Transaction,
     Watched,
 )
+from .spread import SPREAD, SPREAD_IN_PIPELINES
 
 __all__ = ["programs"]
 
