@@ -29,8 +29,11 @@ from .errors import ConfigurationError
 
 __all__ = [
     "AUTH_TIMEOUT",
+    "DEMANDED_RECONNECT",
     "EXPIRED_INTERVAL",
+    "FIRST_RECONNECT",
     "IDLE_PING",
+    "LAST_RECONNECT",
     "MAX_SLEEP",
     "SHORTEST_OBJECT_LIFETIME",
     "SLOT_HOLD",
@@ -71,6 +74,11 @@ MIN_SLICE = 0.02
 ANSWER_SHARE = 0.1
 """Of the time from a renewal to the deadline of its AUTHs, what is kept for the answer where
 nothing could be sent before."""
+FIRST_RECONNECT = 0.05
+LAST_RECONNECT = 10.0
+DEMANDED_RECONNECT = 1.0
+"""Seconds between attempts to reconnect: doubled from the first to the last, each shortened by up
+to half at random; no more than the third of them while somebody waits."""
 IDLE_PING = 60.0
 """Seconds without traffic after which a PING is sent: Azure closes connections that are idle for
 10 minutes (Azure Cache for Redis, best practices for connection resilience)."""

@@ -28,6 +28,7 @@ from .._events import (
 from .._lifecycle import Home
 from .._redis_py import detach, dial, follows_a_master, is_observed, pool_endpoint
 from .._repeats import Repeats
+from .._schedule import DEMANDED_RECONNECT, FIRST_RECONNECT, LAST_RECONNECT
 from .._servers import Server, server_of
 from ..errors import (
     ClosedError,
@@ -54,12 +55,6 @@ if TYPE_CHECKING:
 __all__ = ["MultiplexedConnection"]
 
 logger = logging.getLogger("aioentra_redis.connection")
-
-FIRST_DELAY: Final = 0.05
-LAST_DELAY: Final = 10.0
-DEMAND_DELAY: Final = 1.0
-"""Seconds between attempts to reconnect: doubled from the first to the last, each shortened by up
-to half at random; no more than ``DEMAND_DELAY`` while somebody waits."""
 
 SHORT_LIFE: Final = 1.0
 """Seconds; a server that ends its connections sooner, time and again, is not asked at once."""
@@ -208,16 +203,16 @@ class MultiplexedConnection:
 
     async def _connect(self) -> None:
         """Try until there is a session; before the first success the first failure is final."""
-        delay = FIRST_DELAY
+        delay = FIRST_RECONNECT
         if self._short_lives > 1:
-            delay = min(FIRST_DELAY * 2 ** min(self._short_lives, 10), LAST_DELAY)
+            delay = min(FIRST_RECONNECT * 2 ** min(self._short_lives, 10), LAST_RECONNECT)
             await self._pause(delay)
         while not await self._attempt():
             if self._refusing is not None:
                 await self._held_back(self._refusing)
             else:
                 await self._pause(delay)
-                delay = min(delay * 2, LAST_DELAY)
+                delay = min(delay * 2, LAST_RECONNECT)
         self._connecting = None  # not where it was cancelled: then it is started again
 
     async def _attempt(self) -> bool:
@@ -252,7 +247,7 @@ class MultiplexedConnection:
             while not self._may_ask(server):
                 left = server.next_look() - asyncio.get_running_loop().time()
                 # In slices: a newer token is tried at once.
-                await self._outage.demanded(min(DEMAND_DELAY, max(left, 0.001)))
+                await self._outage.demanded(min(DEMANDED_RECONNECT, max(left, 0.001)))
                 if not self._may_ask(server):
                     self._outage.end(server.held_back())
         finally:
@@ -265,9 +260,9 @@ class MultiplexedConnection:
 
     async def _pause(self, delay: float) -> None:
         delay *= random.uniform(0.5, 1)
-        await asyncio.sleep(min(delay, DEMAND_DELAY))
-        if delay > DEMAND_DELAY and not self._outage.waiting:
-            await self._outage.demanded(delay - DEMAND_DELAY)
+        await asyncio.sleep(min(delay, DEMANDED_RECONNECT))
+        if delay > DEMANDED_RECONNECT and not self._outage.waiting:
+            await self._outage.demanded(delay - DEMANDED_RECONNECT)
 
     async def _dial(self) -> Session:
         pool = self._pool()
@@ -445,10 +440,9 @@ class MultiplexedConnection:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        running = [*self._sessions.values(), self._connecting, self._moves.running]
-        tasks = [each.stop() for each in running if each is not None]
+        ending = self._stop_tasks()
         self._outage.end(ClosedError(f"the client of {self.host} was closed meanwhile"))
-        if ending := [task for task in tasks if task is not None]:
+        if ending:
             await asyncio.wait(ending)
         sessions = list(self._sessions)
         for session in sessions:
@@ -466,6 +460,10 @@ class MultiplexedConnection:
                 await asyncio.wait(late, timeout=1.0)
                 for wait in late:
                     wait.cancel()
+
+    def _stop_tasks(self) -> list[asyncio.Task[None]]:
+        running = [*self._sessions.values(), self._connecting, self._moves.running]
+        return [task for each in running if each is not None and (task := each.stop()) is not None]
 
     def abandon(self) -> bool:
         """A client was dropped without being closed: if it was the last, let go of everything.
@@ -485,9 +483,7 @@ class MultiplexedConnection:
             return True
 
         def let_go() -> None:
-            for task in [*self._sessions.values(), self._connecting, self._moves.running]:
-                if task is not None:
-                    task.stop()
+            self._stop_tasks()
             for session in list(self._sessions):
                 session.close()
 
